@@ -2,6 +2,7 @@ package share
 
 import (
 	"context"
+	"fmt"
 	"time"
 )
 
@@ -66,6 +67,18 @@ type Resizer interface {
 type ResizeOptions struct {
 	// Shrink allows to cut off, and lose, what lies behind the new end.
 	Shrink bool
+}
+
+// CheckResize returns an error wrapping [ErrInvalid] if a disk of size have may
+// not be given the size want under those options. Backends call it first.
+func CheckResize(have, want Bytes, opts *ResizeOptions) error {
+	switch {
+	case want <= 0 || want%512 != 0:
+		return fmt.Errorf("%w: a disk's size is a positive multiple of 512 bytes, not %d", ErrInvalid, int64(want))
+	case want < have && (opts == nil || !opts.Shrink):
+		return fmt.Errorf("%w: %d bytes are less than the %d that it has; allow it with Shrink, and lose what lies behind", ErrInvalid, int64(want), int64(have))
+	}
+	return nil
 }
 
 // Resize sets the size of a volume; see [Resizer].
@@ -193,9 +206,10 @@ func Changes(ctx context.Context, s Share, volume, from, to string) ([]Extent, e
 
 // Locker is a [Share] that keeps two owners from writing one volume.
 type Locker interface {
-	// Lock gives the volume to owner until the lock is released, or the
-	// program that holds it dies. Another owner's lock is [ErrInUse]; the same
-	// owner's, from another handle, too.
+	// Lock gives the volume to owner (a name; see [CheckName]) until the lock
+	// is released, or the share is closed, or the program that holds it dies.
+	// Another owner's lock is [ErrInUse]; the same owner's, from another
+	// handle, too. It does not wait.
 	Lock(ctx context.Context, volume, owner string) (Lock, error)
 }
 

@@ -102,14 +102,27 @@ type Info struct {
 }
 
 // Unwrapper is what a wrapper around a share implements, so that [As] finds
-// what lies beneath.
+// what lies beneath. Calls of what is found so go past the wrapper: one that
+// must see every call implements [Asser] instead.
 type Unwrapper interface{ Unwrap() Share }
 
-// As finds T, mostly one of the optional interfaces, on s or, through
-// [Unwrapper], on the shares that s wraps.
+// Asser is what a wrapper implements that stands in for the optional interfaces
+// of the share beneath, and has only those which that one has.
+type Asser interface {
+	// As sets *target to an implementation of the interface that it points to,
+	// and reports whether there is one, as errors.As does.
+	As(target any) bool
+}
+
+// As finds T, mostly one of the optional interfaces, on s or, through [Asser]
+// and [Unwrapper], on the shares that s wraps.
 func As[T any](s Share) (T, bool) {
+	var t T
 	for s != nil {
 		if t, ok := s.(T); ok {
+			return t, true
+		}
+		if a, ok := s.(Asser); ok && a.As(&t) {
 			return t, true
 		}
 		u, ok := s.(Unwrapper)
@@ -118,6 +131,5 @@ func As[T any](s Share) (T, bool) {
 		}
 		s = u.Unwrap()
 	}
-	var none T
-	return none, false
+	return t, false
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -132,6 +133,28 @@ func (s Spec) Check() error {
 	return nil
 }
 
+// For returns the spec as a share of that description takes it: checked, and
+// with the format that is left open filled in. A kind or format that the share
+// does not hold is an errors.ErrUnsupported. Backends call it first.
+func (s Spec) For(info Info) (Spec, error) {
+	if err := s.Check(); err != nil {
+		return s, err
+	}
+	if !slices.Contains(info.Kinds, s.Kind) {
+		return s, &UnsupportedError{What: "a " + s.Kind.String(), Reason: fmt.Sprintf("the share holds %v", info.Kinds)}
+	}
+	if s.Kind != Disk {
+		return s, nil
+	}
+	if s.Format == None && len(info.Formats) > 0 {
+		s.Format = info.Formats[0]
+	}
+	if !slices.Contains(info.Formats, s.Format) {
+		return s, &UnsupportedError{What: "format " + quote(string(s.Format)), Reason: fmt.Sprintf("the share has %q", info.Formats)}
+	}
+	return s, nil
+}
+
 // Match compares a volume that is there with the spec it should have been made
 // from, and returns nil or a [*MismatchError] for the first field that differs.
 // Backends use it to make Create repeatable.
@@ -142,10 +165,13 @@ func (s Spec) Match(v Volume) error {
 	case s.Format != None && s.Format != v.Format:
 		return &MismatchError{"format", string(v.Format), string(s.Format)}
 	case s.Size != v.Size:
-		return &MismatchError{"size", v.Size.String(), s.Size.String()}
+		return &MismatchError{"size", exact(v.Size), exact(s.Size)}
 	}
 	return nil
 }
+
+// exact tells apart what String may round to the same.
+func exact(b Bytes) string { return fmt.Sprintf("%d bytes", int64(b)) }
 
 // maxName leaves room for suffixes of ours within a file name's 255 bytes.
 const maxName = 128
