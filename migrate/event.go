@@ -72,14 +72,14 @@ func (p Phase) Ended() bool { return p >= PhaseDone && p < phaseCount }
 type EventKind uint8
 
 const (
-	UnknownEvent  EventKind = iota
-	PhaseEntered            // the job entered Event.Phase
-	RoundEnded              // a round of copying ended; Progress has its figures
-	Progressed              // figures changed
-	Warned                  // something is wrong that does not end the job; see Err
-	GuestPaused             // the guest stopped: downtime begins
-	GuestResumed            // the guest runs again: downtime ends
-	JobEnded                // the last event of a job; Err is Wait's
+	UnknownEvent EventKind = iota
+	PhaseEntered           // the job entered Event.Phase
+	RoundEnded             // a round of copying ended; Progress has its figures
+	Progressed             // figures changed
+	Warned                 // something is wrong that does not end the job; see Err
+	GuestPaused            // the guest stopped: downtime begins
+	GuestResumed           // the guest runs again: downtime ends
+	JobEnded               // the last event of a job; Err is Wait's
 	eventKindCount
 )
 
