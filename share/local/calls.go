@@ -1,0 +1,121 @@
+package local
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/vmferry/vmferry/share"
+)
+
+// calls are the system calls under way on one open file. They let a caller go
+// when its context ends although the kernel does not; the file stays open, and
+// with it its locks, until the last call has ended.
+type calls struct {
+	release func() // closes the file, once closed and idle
+
+	mu     sync.Mutex
+	closed bool
+	active int
+	stuck  int           // writes that were given up and have not ended
+	end    chan struct{} // closed by close
+}
+
+func newCalls(release func()) *calls {
+	return &calls{release: release, end: make(chan struct{})}
+}
+
+// begin counts a call in. Behind a write that was given up no other one is let
+// in: it could be overtaken.
+func (c *calls) begin(write bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return fmt.Errorf("device %w", share.ErrClosed)
+	}
+	if write && c.stuck > 0 {
+		return fmt.Errorf("the device %w: an earlier write has not ended", share.ErrWedged)
+	}
+	c.active++
+	return nil
+}
+
+func (c *calls) done() {
+	c.mu.Lock()
+	c.active--
+	last := c.closed && c.active == 0
+	c.mu.Unlock()
+	if last {
+		c.release()
+	}
+}
+
+// close ends the waits for calls under way, and gives the file back when they
+// have ended.
+func (c *calls) close() {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return
+	}
+	c.closed = true
+	close(c.end)
+	idle := c.active == 0
+	c.mu.Unlock()
+	if idle {
+		c.release()
+	}
+}
+
+// do runs f, which makes one system call. Without an end to ctx it runs here.
+// With one f runs beside, and must not touch memory of the caller's: it may go
+// on when do has returned.
+func (c *calls) do(ctx context.Context, write bool, f func() error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := c.begin(write); err != nil {
+		return err
+	}
+	if ctx.Done() == nil {
+		defer c.done()
+		return f()
+	}
+	ch := make(chan error, 1)
+	go func() {
+		defer c.done()
+		ch <- f()
+	}()
+	select {
+	case err := <-ch:
+		return err
+	case <-ctx.Done():
+		return c.giveUp(ctx.Err(), write, ch)
+	case <-c.end:
+		return c.giveUp(fmt.Errorf("device %w", share.ErrClosed), write, ch)
+	}
+}
+
+// giveUp waits a little longer for a call whose outcome is no longer wanted.
+func (c *calls) giveUp(cause error, write bool, ch chan error) error {
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case err := <-ch:
+		return err
+	case <-timer.C:
+	}
+	if write {
+		c.mu.Lock()
+		c.stuck++
+		c.mu.Unlock()
+		go func() {
+			<-ch
+			c.mu.Lock()
+			c.stuck--
+			c.mu.Unlock()
+		}()
+	}
+	return wedged(cause)
+}

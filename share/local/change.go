@@ -1,0 +1,90 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/vmferry/vmferry/share"
+)
+
+// change is the right to change one volume: the lock of its name.
+type change struct {
+	d    *dir
+	name string
+	file *os.File
+	rec  *record // nil: there is no such volume
+}
+
+// begin waits for the right to change a volume, finishes or undoes what a
+// crashed program left of it, and reads its record.
+func (d *dir) begin(ctx context.Context, name string) (*change, error) {
+	file, err := d.store.lock(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	c := &change{d: d, name: name, file: file}
+	if c.rec, err = d.store.load(name); err == nil {
+		err = c.recover(ctx)
+	}
+	if err != nil {
+		c.end()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *change) end() { c.d.store.unlock(c.name, c.file) }
+
+// beginExisting is begin for a volume that must be there.
+func (d *dir) beginExisting(ctx context.Context, name string) (*change, error) {
+	c, err := d.begin(ctx, name)
+	if err == nil && c.rec == nil {
+		c.end()
+		return nil, fmt.Errorf("volume %w", share.ErrNotExist)
+	}
+	return c, err
+}
+
+// recover brings a volume that was left between two states into one.
+func (c *change) recover(ctx context.Context) error {
+	if c.rec != nil {
+		var err error
+		switch c.rec.State {
+		case creating:
+			err = c.recoverCreate()
+		case deleting:
+			err = c.remove()
+		case resizing:
+			err = c.finishResize(ctx)
+		}
+		if err != nil {
+			return fmt.Errorf("finishing what an earlier call left %s: %w", c.rec.State, err)
+		}
+	}
+	return c.sweep()
+}
+
+// sweep removes what of the volume is in tmp: nobody is at work on it.
+func (c *change) sweep() error {
+	files, err := c.d.store.leftovers(c.name)
+	for _, file := range files {
+		err = errors.Join(err, c.d.store.root.RemoveAll(tmpDir+"/"+file))
+	}
+	return err
+}
+
+// temp is the path, from the share's directory, of the volume while it is on
+// its way in or out.
+func (c *change) temp() string { return storeDir + "/" + tmpDir + "/" + c.rec.temp() }
+
+// lstat is Lstat, and nil for what is not there.
+func (d *dir) lstat(path string) (fs.FileInfo, error) {
+	st, err := d.root.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return st, err
+}

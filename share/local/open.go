@@ -1,0 +1,59 @@
+package local
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/vmferry/vmferry/share"
+)
+
+// OpenDevice implements [share.DeviceOpener]. The device holds QEMU's image
+// locks: a guest that runs on the image, or another writer here or in another
+// program, is [share.ErrInUse]. A reader of a raw image is let in beside a
+// writer, and sees what is written.
+func (d *dir) OpenDevice(ctx context.Context, name string, opts *share.OpenOptions) (share.Device, error) {
+	if opts == nil {
+		opts = &share.OpenOptions{}
+	}
+	return run(ctx, d, "open", name, func(ctx context.Context) (share.Device, error) {
+		c, err := d.beginExisting(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		defer c.end()
+		switch {
+		case c.rec.Kind != share.Disk:
+			return nil, &share.UnsupportedError{What: "the block view of a tree", Reason: "only disks have blocks"}
+		case opts.VolumeID != "" && opts.VolumeID != c.rec.ID:
+			return nil, fmt.Errorf("volume %w: its ID is %q, not %q", share.ErrWrongDevice, c.rec.ID, opts.VolumeID)
+		}
+		return c.openRaw(opts)
+	})
+}
+
+func (c *change) openRaw(opts *share.OpenOptions) (share.Device, error) {
+	if opts.Snapshot != "" {
+		return nil, errNoSnapshots
+	}
+	f, err := c.d.openImage(c.rec, !opts.ReadOnly)
+	if err != nil {
+		return nil, err
+	}
+	u := writerOf
+	if opts.ReadOnly {
+		u = readerOf
+	}
+	if err := lockImage(f, u); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	var dev *rawDevice
+	dev = newRawDevice(f, c.rec, opts.ReadOnly, func() { c.d.drop(dev) })
+	if err := c.d.hold(dev); err != nil {
+		_ = dev.Close()
+		return nil, err
+	}
+	return dev, nil
+}
+
+var errNoSnapshots = &share.UnsupportedError{What: "snapshot", Reason: "raw images have none; use qcow2"}
