@@ -32,6 +32,10 @@ type state struct {
 	Epoch uint64 `json:"epoch"`
 	// Cancelled says that the caller asked to go back, in time.
 	Cancelled bool `json:"cancelled,omitempty"`
+	// HandBack says that the destination never ran the guest, and authority is
+	// on its way back to the source: a swap of ours to that end may be late,
+	// so the destination must not be activated under the same epoch any more.
+	HandBack bool `json:"hand_back,omitempty"`
 	// Reads counts how often the store had to be asked, so that a store which
 	// never answers clearly does not keep the job for ever.
 	Reads uint8 `json:"reads,omitempty"`
@@ -136,7 +140,7 @@ func (s state) after(e ended) (state, []effect) {
 		return s.afterReading(e)
 	case PhaseReclaiming:
 		if e.Outcome == ok {
-			s.Owner, s.Epoch = source, s.Epoch+1
+			s.Owner, s.Epoch, s.HandBack = source, s.Epoch+1, false
 			return s.enter(PhaseResuming)
 		}
 		return s.enter(PhaseReading)
@@ -145,6 +149,7 @@ func (s state) after(e ended) (state, []effect) {
 		case ok:
 			return s.enter(PhaseCompleting)
 		case refused: // it never ran, so the source's disks are still the latest
+			s.HandBack = true
 			return s.enter(PhaseReclaiming)
 		}
 		return s.enter(PhaseIndeterminate)
@@ -191,11 +196,12 @@ func (s state) afterReading(e ended) (state, []effect) {
 	}
 	s.Owner, s.Epoch = e.Owner, e.Epoch
 	switch {
-	case e.Owner == destination:
+	case e.Owner == destination && !s.HandBack:
 		return s.enter(PhaseActivating)
 	case e.Owner == source && e.Epoch > before: // our reclaiming did happen
+		s.HandBack = false
 		return s.enter(PhaseResuming)
-	case e.Owner == source: // and a swap of ours may still be on its way
+	case e.Owner == source || e.Owner == destination: // and a swap of ours may still be on its way
 		return s.enter(PhaseReclaiming)
 	}
 	return s.enter(PhaseIndeterminate)
