@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,7 +21,7 @@ const longestTail = "/h200/run/libvirt-sock-ro"
 // newDir makes a directory of a new lab below base and takes its lock, which
 // the kernel drops when the process ends. Directories whose lock nobody holds
 // belonged to dead labs and are removed.
-func newDir(base string) (dir string, lock io.Closer, err error) {
+func newDir(ctx context.Context, base string) (dir string, lock io.Closer, err error) {
 	if base == "" {
 		base = os.TempDir()
 	}
@@ -46,7 +47,7 @@ func newDir(base string) (dir string, lock io.Closer, err error) {
 	}
 	// One lab at a time makes or sweeps, so that no directory is seen
 	// between its making and its locking.
-	gate, err := lockFile(filepath.Join(root, "lock"), unix.LOCK_EX)
+	gate, err := awaitLock(ctx, filepath.Join(root, "lock"))
 	if err != nil {
 		return "", nil, err
 	}

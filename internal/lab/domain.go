@@ -20,7 +20,8 @@ type domainParams struct {
 // The type is qemu: guests are emulated, whatever the machine could do. The
 // machine and the processor are fixed, so that guests move between versions of
 // QEMU. The processor is the oldest with the CRC instruction, which the
-// workload lives on. Eight root ports are for disks that are plugged in later.
+// workload lives on, and with random numbers from the first moment, which a
+// guest waits a second for otherwise. Eight root ports are for disks that are plugged in later.
 const domainTemplate = `<domain type='qemu'>
   <name>{{xml .Name}}</name>
   <uuid>{{xml .UUID}}</uuid>
@@ -33,7 +34,7 @@ const domainTemplate = `<domain type='qemu'>
     <cmdline>{{xml .CommandLine}}</cmdline>
   </os>
   <features><acpi/><apic/></features>
-  <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>Nehalem</model></cpu>
+  <cpu mode='custom' match='exact' check='none'><model fallback='forbid'>Nehalem</model><feature policy='require' name='rdrand'/></cpu>
   <clock offset='utc'/>
   <on_poweroff>destroy</on_poweroff>
   <on_reboot>restart</on_reboot>
@@ -114,7 +115,7 @@ func (p *domainParams) Cache() string {
 func (p *domainParams) CommandLine() string {
 	words := []string{
 		"console=ttyS0", "quiet", "panic=-1", "mitigations=off", "nokaslr", "tsc=reliable", "random.trust_cpu=on",
-		"no_timer_check", "cryptomgr.notests", "rcupdate.rcu_expedited=1",
+		"no_timer_check", "cryptomgr.notests", "rcupdate.rcu_expedited=1", "lsm=capability", "audit=0",
 		"vmferry.guest=" + p.UUID,
 		"vmferry.addr=" + p.Addr + "/16",
 		"vmferry.beat=" + bridgeAddr + "," + bridgeMAC,

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"debug/elf"
 	"embed"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -16,8 +17,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"time"
 )
 
 // guestImage is what guests boot: an uncompressed kernel and an initramfs with
@@ -37,7 +37,7 @@ const workloadModule = "module github.com/vmferry/vmferry\n\ngo 1.26.0\n"
 // guestModules are loaded where the kernel has them as modules, each after
 // those that it depends on.
 var guestModules = []string{
-	"virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "virtio_scsi", "sd_mod",
+	"virtio_pci", "virtio_blk", "virtio_net", "virtio_console",
 }
 
 // cacheDir is where unpacked packages lie and guest images are kept, the same
@@ -161,7 +161,7 @@ func moduleDepends(path string) ([]string, error) {
 // toolchain.
 func (in *imageInputs) digest() (string, error) {
 	h := sha256.New()
-	fmt.Fprintf(h, "lab image 1 %s\n", runtime.Version())
+	fmt.Fprintf(h, "lab image 2 %s\n", runtime.Version())
 	for _, path := range append(append([]string{in.kernel, in.agent}, in.modules...), in.libs...) {
 		if err := hashFile(h, path); err != nil {
 			return "", fmt.Errorf("lab: %w", err)
@@ -215,12 +215,14 @@ func openImage(ctx context.Context) (*guestImage, error) {
 	dir := filepath.Join(images, digest)
 	image := &guestImage{Kernel: filepath.Join(dir, "vmlinux"), Initrd: filepath.Join(dir, "initrd")}
 	if _, err := os.Stat(dir); err == nil {
+		now := time.Now()
+		_ = os.Chtimes(dir, now, now) // in use, see pruneImages
 		return image, nil
 	}
 	if err := os.MkdirAll(images, 0o755); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	lock, err := lockFile(filepath.Join(images, ".lock"), unix.LOCK_EX)
+	lock, err := awaitLock(ctx, filepath.Join(images, ".lock"))
 	if err != nil {
 		return nil, err
 	}
@@ -228,11 +230,8 @@ func openImage(ctx context.Context) (*guestImage, error) {
 	if _, err := os.Stat(dir); err == nil {
 		return image, nil
 	}
-	// What a builder left that was killed.
-	if stale, err := filepath.Glob(filepath.Join(images, ".new-*")); err == nil {
-		for _, s := range stale {
-			os.RemoveAll(s)
-		}
+	if err := pruneImages(images); err != nil {
+		return nil, err
 	}
 	tmp, err := os.MkdirTemp(images, ".new-")
 	if err != nil {
@@ -249,6 +248,27 @@ func openImage(ctx context.Context) (*guestImage, error) {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
 	return image, nil
+}
+
+// pruneImages removes what killed builders left, and images that have not been
+// used for a week. The caller holds the lock.
+func pruneImages(images string) error {
+	entries, err := os.ReadDir(images)
+	if err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || !e.IsDir() {
+			continue
+		}
+		if strings.HasPrefix(e.Name(), ".new-") || time.Since(info.ModTime()) > 7*24*time.Hour {
+			if err := os.RemoveAll(filepath.Join(images, e.Name())); err != nil {
+				return fmt.Errorf("lab: %w", err)
+			}
+		}
+	}
+	return nil
 }
 
 func (in *imageInputs) build(ctx context.Context, dir string) error {
@@ -281,7 +301,7 @@ func (in *imageInputs) build(ctx context.Context, dir string) error {
 			a.err = errors.Join(a.err, err)
 			return
 		}
-		a.file(strings.TrimPrefix(name, "/"), content)
+		a.file(strings.TrimPrefix(name, "/"), unsigned(content))
 	}
 	for i, m := range in.modules {
 		add(fmt.Sprintf("modules/%02d-%s", i, filepath.Base(m)), m)
@@ -321,4 +341,20 @@ func buildWorkload(ctx context.Context, dir string) ([]byte, error) {
 		return nil, fmt.Errorf("go build of the workload: %w: %s", err, bytes.TrimSpace(text))
 	}
 	return os.ReadFile(out)
+}
+
+// unsigned takes a module's signature off, which costs a guest under emulation
+// more to verify than all the rest of loading it.
+func unsigned(module []byte) []byte {
+	// The module, its signature, twelve bytes that end in the signature's
+	// length, and this.
+	body, signed := bytes.CutSuffix(module, []byte("~Module signature appended~\n"))
+	if !signed || len(body) < 12 {
+		return module
+	}
+	length := uint64(binary.BigEndian.Uint32(body[len(body)-4:]))
+	if body = body[:len(body)-12]; length > uint64(len(body)) {
+		return module
+	}
+	return body[:uint64(len(body))-length]
 }

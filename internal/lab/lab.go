@@ -61,7 +61,7 @@ func New(ctx context.Context, opts *Options) (_ *Lab, err error) {
 			l.Close()
 		}
 	}()
-	if l.dir, l.lock, err = newDir(opts.Dir); err != nil {
+	if l.dir, l.lock, err = newDir(ctx, opts.Dir); err != nil {
 		return nil, err
 	}
 	l.shared = filepath.Join(l.dir, "shared")
@@ -116,6 +116,9 @@ func (l *Lab) Close() error {
 	l.closed = true
 	l.mu.Unlock()
 
+	if len(l.hosts) > 0 {
+		l.hosts[0].keepCapabilities()
+	}
 	var down sync.WaitGroup
 	for _, h := range l.hosts {
 		down.Go(func() { h.PowerOff() })

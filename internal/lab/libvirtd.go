@@ -69,6 +69,7 @@ func (h *Host) prepare() error {
 			return err
 		}
 	}
+	h.seedCapabilities()
 	for name, text := range map[string]string{
 		"libvirtd.conf": fmt.Sprintf(libvirtdConf, h.addr, h.number),
 		"qemu.conf":     fmt.Sprintf(qemuConf, h.addr),

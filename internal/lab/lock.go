@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -32,4 +33,17 @@ func lockFile(path string, how int) (*os.File, error) {
 		return nil, fmt.Errorf("lab: lock %s: %w", path, err)
 	}
 	return f, nil
+}
+
+// awaitLock is lockFile for an exclusive lock that another process may hold for
+// a while.
+func awaitLock(ctx context.Context, path string) (f *os.File, err error) {
+	err = poll(ctx, "lock "+path, func() (bool, error) {
+		f, err = lockFile(path, unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, errLocked) {
+			return false, nil
+		}
+		return err == nil, err
+	})
+	return f, err
 }
