@@ -3,8 +3,12 @@ package lab
 import (
 	"bytes"
 	"encoding/binary"
+	"os"
+	"path/filepath"
+	"sync"
 	"testing"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
 
@@ -62,4 +66,37 @@ func TestUnsigned(t *testing.T) {
 	signed = append(signed, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3)
 	signed = append(signed, "~Module signature appended~\n"...)
 	require.Equal(t, module, unsigned(signed))
+}
+
+func TestImageIsBuiltOnce(t *testing.T) {
+	Require(t)
+	real, err := cacheDir()
+	require.NoError(t, err)
+	cache := t.TempDir()
+	require.NoError(t, os.Symlink(filepath.Join(real, "packages"), filepath.Join(cache, "packages")))
+	t.Setenv("VMFERRY_CACHE", cache)
+	// What a builder left that was killed.
+	require.NoError(t, os.MkdirAll(filepath.Join(cache, "images", ".new-dead"), 0o755))
+
+	var builders sync.WaitGroup
+	images := make([]*guestImage, 3)
+	for i := range images {
+		builders.Go(func() {
+			var err error
+			images[i], err = openImage(t.Context())
+			assert.NoError(t, err)
+		})
+	}
+	builders.Wait()
+	entries, err := filepath.Glob(filepath.Join(cache, "images", "*"))
+	require.NoError(t, err)
+	require.Len(t, entries, 2, "an image and the lock")
+	for _, image := range images {
+		require.Equal(t, images[0], image)
+	}
+	for _, path := range []string{images[0].Kernel, images[0].Initrd} {
+		info, err := os.Stat(path)
+		require.NoError(t, err)
+		require.Greater(t, info.Size(), int64(1<<20))
+	}
 }

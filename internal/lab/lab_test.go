@@ -2,6 +2,11 @@ package lab_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -9,7 +14,14 @@ import (
 	"github.com/vmferry/vmferry/internal/lab"
 )
 
-func TestMain(m *testing.M) { lab.Main(m) }
+func TestMain(m *testing.M) {
+	lab.Init()
+	if dir := os.Getenv(victimDir); dir != "" {
+		fmt.Fprintln(os.Stderr, beVictim(dir))
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
 
 func testContext(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -23,13 +35,36 @@ func TestTwoHostsUp(t *testing.T) {
 	l := lab.Start(t, nil)
 	t.Logf("two hosts up in %v", time.Since(began))
 	ctx := testContext(t)
-	out, err := l.Host(0).Command(ctx, "ping", "-c1", "-W1", l.Host(1).Addr()).CombinedOutput()
-	t.Logf("%s %v", out, err)
-	for _, h := range l.Hosts() {
+	for i, h := range l.Hosts() {
 		out, err := h.Virsh(ctx, "hostname")
 		require.NoError(t, err)
 		require.Equal(t, h.Name(), out)
+		// A command sees the host's name, files and processes, and no KVM.
+		peer := l.Host(1 - i)
+		require.NoError(t, os.WriteFile(h.OutsidePath("mine"), []byte(h.Name()), 0o600))
+		require.NoError(t, os.WriteFile(filepath.Join(l.SharedDir(), "ours"), []byte("ours"), 0o600))
+		shell := h.Command(ctx, "sh", "-ec", `hostname; cat "$1"; echo; cat "$2"; echo; test ! -e /dev/kvm; cat /proc/1/cmdline`,
+			"sh", h.ImagePath("mine"), l.SharedPath("ours"))
+		text, err := shell.CombinedOutput()
+		require.NoError(t, err, "%s", text)
+		require.Equal(t, h.Name()+"\n"+h.Name()+"\nours\nvmferry-lab-host\x00", string(text))
+		require.Equal(t, filepath.Join(l.SharedDir(), "ours"), h.OutsidePath(l.SharedPath("ours")))
+		_, err = os.Stat(peer.OutsidePath("mine"))
+		require.Equal(t, i == 0, errors.Is(err, os.ErrNotExist), "each host has its own images")
+		// libvirt reaches the peer by its network.
+		_, err = h.Command(ctx, "virsh", "-c", peer.PeerURI(), "list").Output()
+		require.NoError(t, err)
 	}
+	// A command ends with its context, and with its exit code.
+	var exit *exec.ExitError
+	require.ErrorAs(t, l.Host(0).Command(ctx, "sh", "-c", "exit 7").Run(), &exit)
+	require.Equal(t, 7, exit.ExitCode())
+	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	require.Error(t, l.Host(0).Command(short, "sleep", "1234").Run())
+	require.Eventually(t, func() bool {
+		return l.Host(0).Command(ctx, "sh", "-c", "ps ax | grep -q '[s]leep 1234'").Run() != nil
+	}, 5*time.Second, 20*time.Millisecond, "the command is killed with what entered the host for it")
 }
 
 func TestGuestWritesAndBeats(t *testing.T) {
