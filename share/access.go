@@ -47,8 +47,13 @@ func (m Mode) String() string {
 	return fmt.Sprintf("Mode(%d)", uint8(m))
 }
 
-// MarshalText is String.
-func (m Mode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+// MarshalText is String of a mode that there is.
+func (m Mode) MarshalText() ([]byte, error) {
+	if m > ReadWrite {
+		return nil, fmt.Errorf("%w: mode %d", ErrInvalid, uint8(m))
+	}
+	return []byte(m.String()), nil
+}
 
 // UnmarshalText accepts ro and rw.
 func (m *Mode) UnmarshalText(b []byte) error {
@@ -73,6 +78,34 @@ const (
 	AllSquash         // everyone is nobody
 )
 
+var squashes = []string{"root_squash", "no_root_squash", "all_squash"}
+
+// String is the name in exports(5): root_squash, no_root_squash or all_squash.
+func (s Squash) String() string {
+	if int(s) < len(squashes) {
+		return squashes[s]
+	}
+	return fmt.Sprintf("Squash(%d)", uint8(s))
+}
+
+// MarshalText is String of a squash that there is.
+func (s Squash) MarshalText() ([]byte, error) {
+	if s > AllSquash {
+		return nil, fmt.Errorf("%w: squash %d", ErrInvalid, uint8(s))
+	}
+	return []byte(s.String()), nil
+}
+
+// UnmarshalText accepts what MarshalText returns.
+func (s *Squash) UnmarshalText(b []byte) error {
+	i := slices.Index(squashes, string(b))
+	if i < 0 {
+		return fmt.Errorf("%w: squash %s; use one of %v", ErrInvalid, quote(string(b)), squashes)
+	}
+	*s = Squash(i)
+	return nil
+}
+
 // ClientKind says by what a client is known.
 type ClientKind string
 
@@ -86,8 +119,10 @@ const (
 	ByWorld       ClientKind = "world"       // everyone who can reach the server
 )
 
-// Client is someone who may be given access. It is comparable; its text is
-// "kind:name", for example "address:10.0.0.0/8".
+// Client is someone who may be given access. One client has one name, so that
+// clients can be compared: addresses and prefixes as net/netip writes them,
+// DNS names in lower case. Its text is "kind:name", for example
+// "address:10.0.0.0/8".
 type Client struct {
 	Kind ClientKind
 	Name string // empty for local and world
@@ -117,22 +152,80 @@ func LocalHost() Client { return Client{Kind: ByLocal} }
 func Everyone() Client { return Client{Kind: ByWorld} }
 
 func newClient(kind ClientKind, name string) (Client, error) {
-	c := Client{Kind: kind, Name: name}
-	if kind == ByAddress {
+	switch kind {
+	case ByAddress:
 		if p, err := netip.ParsePrefix(name); err == nil {
-			c.Name = p.Masked().String()
-		} else if a, err := netip.ParseAddr(name); err == nil && a.Zone() == "" {
-			c.Name = a.Unmap().String()
+			name = prefixName(p)
+		} else if a, err := netip.ParseAddr(name); err == nil {
+			name = a.Unmap().String()
 		}
+	case ByHostName, ByCertificate, ByIQN:
+		name = lower(name)
 	}
+	c := Client{Kind: kind, Name: name}
 	return c, c.Check()
 }
 
+// lower is strings.ToLower for ASCII; the rest is left for Check to refuse.
+func lower(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'A' && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}, s)
+}
+
+// prefixName is the one name of a prefix: masked, IPv4 as such, and a prefix of
+// one address as that address.
+func prefixName(p netip.Prefix) string {
+	if a := p.Addr(); a.Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+	}
+	p = p.Masked()
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
 var (
-	hostGrammar = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*$`)
+	hostGrammar = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$`)
 	userGrammar = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`)
-	iqnGrammar  = regexp.MustCompile(`^(iqn\.[0-9]{4}-(0[1-9]|1[0-2])\.[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[a-z0-9.:-]+)?|eui\.[0-9A-Fa-f]{16}|naa\.([0-9A-Fa-f]{16}|[0-9A-Fa-f]{32}))$`)
+	iqnGrammar  = regexp.MustCompile(`^(iqn\.[0-9]{4}-(0[1-9]|1[0-2])\.[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[a-z0-9.:-]+)?|eui\.[0-9a-f]{16}|naa\.([0-9a-f]{16}|[0-9a-f]{32}))$`)
 )
+
+// isHostName reports whether s is a DNS name in lower case that nobody takes
+// for an address: the last label has a letter.
+func isHostName(s string) bool {
+	last := s[strings.LastIndexByte(s, '.')+1:]
+	return len(s) <= 253 && hostGrammar.MatchString(s) && strings.Trim(last, "0123456789") != ""
+}
+
+// checkAddress says what is wrong with the name of an address client, or "".
+func checkAddress(name string) string {
+	if p, err := netip.ParsePrefix(name); err == nil {
+		switch {
+		case p.Bits() == 0, p.Addr().Is4In6() && p.Bits() <= 96:
+			return "a prefix that is not the whole world; use Everyone to mean that"
+		case p.Masked() != p:
+			return "a network without host bits: " + p.Masked().String()
+		case prefixName(p) != name:
+			return "its usual form: " + prefixName(p)
+		}
+		return ""
+	}
+	a, err := netip.ParseAddr(name)
+	switch {
+	case err != nil, a.Zone() != "":
+		return "an IP address or prefix"
+	case a.IsUnspecified(), a.IsMulticast():
+		return "the address of one host"
+	case a.Unmap().String() != name:
+		return "its usual form: " + a.Unmap().String()
+	}
+	return ""
+}
 
 // Check returns an error wrapping [ErrInvalid] if the name does not fit the
 // grammar of its kind.
@@ -140,15 +233,10 @@ func (c Client) Check() error {
 	ok, want := false, ""
 	switch c.Kind {
 	case ByAddress:
-		p, perr := netip.ParsePrefix(c.Name)
-		a, aerr := netip.ParseAddr(c.Name)
-		ok = perr == nil && p == p.Masked() && p.String() == c.Name || aerr == nil && a.Zone() == "" && a.Unmap().String() == c.Name
-		want = "an IP address or prefix; networks have no host bits"
-		if perr == nil && p.Bits() == 0 {
-			ok, want = false, "a prefix that is not the whole world; use Everyone to mean that"
-		}
+		want = checkAddress(c.Name)
+		ok = want == ""
 	case ByHostName, ByCertificate:
-		ok, want = len(c.Name) <= 253 && hostGrammar.MatchString(c.Name), "a DNS name without wildcards"
+		ok, want = isHostName(c.Name), "a DNS name in lower case, without wildcards"
 	case ByIQN:
 		ok, want = len(c.Name) <= 223 && iqnGrammar.MatchString(c.Name), "an iSCSI name in lower case: iqn.yyyy-mm.domain[:name], eui. or naa."
 	case ByUser:
@@ -182,10 +270,13 @@ func (c Client) MarshalText() ([]byte, error) {
 
 // UnmarshalText accepts what MarshalText returns.
 func (c *Client) UnmarshalText(b []byte) error {
-	kind, name, _ := strings.Cut(string(b), ":")
+	kind, name, colon := strings.Cut(string(b), ":")
 	got := Client{Kind: ClientKind(kind), Name: name}
 	if err := got.Check(); err != nil {
 		return err
+	}
+	if colon && name == "" {
+		return fmt.Errorf("%w: client %s: need %s", ErrInvalid, quote(string(b)), kind)
 	}
 	*c = got
 	return nil

@@ -17,30 +17,31 @@ const redacted = "[redacted]"
 //
 // The zero value is no secret. A Secret may be copied; copies share the bytes.
 type Secret struct {
-	// A pointer to a pointer: fmt does not follow it even where it cannot call
-	// the methods below, as in an unexported field.
-	box **[]byte
+	// Behind a function no formatter that walks through memory finds them, be
+	// it in an unexported field where fmt cannot call the methods below. The
+	// pointer keeps secrets, and what holds them, comparable.
+	reveal *func() []byte
 }
 
 // NewSecret makes a secret of a copy of b.
 func NewSecret(b []byte) Secret {
-	c := append([]byte(nil), b...)
-	p := &c
-	return Secret{box: &p}
+	c := bytes.Clone(b)
+	reveal := func() []byte { return bytes.Clone(c) }
+	return Secret{reveal: &reveal}
 }
 
 // Reveal returns a copy of the bytes, nil for no secret. Give it to a file
 // descriptor, standard input or a file of mode 0600; never to an argument, the
 // environment, a log or a URI.
 func (s Secret) Reveal() []byte {
-	if s.box == nil {
+	if s.reveal == nil {
 		return nil
 	}
-	return append([]byte(nil), **s.box...)
+	return (*s.reveal)()
 }
 
 // IsZero reports whether there is no secret, or an empty one.
-func (s Secret) IsZero() bool { return s.box == nil || len(**s.box) == 0 }
+func (s Secret) IsZero() bool { return len(s.Reveal()) == 0 }
 
 // Equal compares two secrets in a time that depends on their lengths only.
 func (s Secret) Equal(t Secret) bool {

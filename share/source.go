@@ -4,8 +4,11 @@ import (
 	"fmt"
 	"net"
 	"path"
+	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Source is all that a host or guest needs to reach a volume: plain data that
@@ -18,7 +21,8 @@ type Source struct {
 	// Format of a disk; always given, never probed.
 	Format Format `json:"format,omitempty"`
 	// VolumeID is the identity that whoever attaches must find; see
-	// [Volume.ID] and [SerialOf].
+	// [Volume.ID] and [SerialOf]. Every share gives it; it is empty only in a
+	// source that names what no share made.
 	VolumeID string `json:"volume_id"`
 	// ReadOnly says that the access behind the source is read-only.
 	ReadOnly bool `json:"read_only,omitempty"`
@@ -50,6 +54,17 @@ type NBDSource struct {
 	TLS bool `json:"tls,omitempty"`
 }
 
+// formatGrammar is that of QEMU's names for formats.
+var formatGrammar = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`)
+
+// printable reports whether s survives JSON and XML unchanged: valid UTF-8
+// without control characters and what XML has no place for.
+func printable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool {
+		return unicode.IsControl(r) || r == 0xfffe || r == 0xffff
+	})
+}
+
 // Protocol is the name of the protocol that is set: "file", "nbd"; "" if none.
 func (s Source) Protocol() string {
 	switch {
@@ -77,8 +92,14 @@ func (s Source) Check() error {
 		return fmt.Errorf("%w: a source is of a disk or a tree", ErrInvalid)
 	case s.Kind == Disk && s.Format == None:
 		return fmt.Errorf("%w: the source of a disk needs its format", ErrInvalid)
+	case s.Kind == Disk && !formatGrammar.MatchString(string(s.Format)):
+		return fmt.Errorf("%w: the format %s of a source", ErrInvalid, quote(string(s.Format)))
+	case s.Kind == Tree && s.Format != None:
+		return fmt.Errorf("%w: a tree has no format, and the source gives %s", ErrInvalid, quote(string(s.Format)))
 	case s.Kind == Tree && s.NBD != nil:
 		return fmt.Errorf("%w: NBD has no trees", ErrInvalid)
+	case len(s.VolumeID) > 256 || !printable(s.VolumeID):
+		return fmt.Errorf("%w: the volume ID %s of a source", ErrInvalid, quote(s.VolumeID))
 	}
 	if f := s.File; f != nil {
 		return CheckPath(f.Path)
@@ -87,7 +108,7 @@ func (s Source) Check() error {
 }
 
 func (n *NBDSource) check() error {
-	if len(n.Export) > 4096 || strings.ContainsRune(n.Export, 0) {
+	if len(n.Export) > 4096 || !printable(n.Export) {
 		return fmt.Errorf("%w: the NBD export name %s", ErrInvalid, quote(n.Export))
 	}
 	if strings.HasPrefix(n.Address, "/") {
@@ -97,25 +118,25 @@ func (n *NBDSource) check() error {
 	if err != nil {
 		return fmt.Errorf("%w: the NBD address %s: need host:port or the path of a unix socket", ErrInvalid, quote(n.Address))
 	}
-	if net.ParseIP(host) == nil && !hostGrammar.MatchString(host) {
+	if net.ParseIP(host) == nil && !isHostName(lower(host)) {
 		return fmt.Errorf("%w: the NBD host %s", ErrInvalid, quote(host))
 	}
-	if p, err := strconv.ParseUint(port, 10, 16); err != nil || p == 0 {
+	if p, err := strconv.ParseUint(port, 10, 16); err != nil || p == 0 || port[0] == '0' {
 		return fmt.Errorf("%w: the NBD port %s", ErrInvalid, quote(port))
 	}
 	return nil
 }
 
 // CheckPath returns an error wrapping [ErrInvalid] unless p is an absolute,
-// clean path without control characters.
+// clean path in UTF-8 without control characters.
 func CheckPath(p string) error {
 	switch {
 	case !path.IsAbs(p):
 		return fmt.Errorf("%w: the path %s is not absolute", ErrInvalid, quote(p))
 	case path.Clean(p) != p:
 		return fmt.Errorf("%w: the path %s is not clean; %s is", ErrInvalid, quote(p), quote(path.Clean(p)))
-	case strings.ContainsFunc(p, func(r rune) bool { return r < ' ' || r == 0x7f }):
-		return fmt.Errorf("%w: the path %s has control characters", ErrInvalid, quote(p))
+	case !printable(p):
+		return fmt.Errorf("%w: the path %s has control characters, or is not UTF-8", ErrInvalid, quote(p))
 	case len(p) > 4095:
 		return fmt.Errorf("%w: the path %s is longer than 4095 bytes", ErrInvalid, quote(p))
 	}

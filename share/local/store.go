@@ -104,8 +104,9 @@ func (s *store) identify() error {
 		Version  int    `json:"version"`
 		Identity string `json:"identity"`
 	}
-	b, err := s.read(name)
-	if errors.Is(err, fs.ErrNotExist) {
+	if st, err := s.root.Lstat(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	} else if st == nil {
 		doc, err := seal(identity{recordVersion, newID()})
 		if err != nil {
 			return err
@@ -123,7 +124,8 @@ func (s *store) identify() error {
 			return err
 		}
 	}
-	if b, err = s.read(name); err != nil {
+	b, err := s.read(name)
+	if err != nil {
 		return err
 	}
 	var have identity
