@@ -1,0 +1,2 @@
+// Package nbd is an NBD client and server in pure Go over [share.Device].
+package nbd
