@@ -55,7 +55,7 @@ func newDiskCopy(d DiskMove, o Options) *diskCopy {
 	}
 	c.bufs = make(chan []byte, o.Streams)
 	for range o.Streams {
-		c.bufs <- make([]byte, max(ChunkSize, c.block))
+		c.bufs <- nil // made when first used
 	}
 	return c
 }
@@ -84,10 +84,10 @@ func (c *diskCopy) open(ctx context.Context) error {
 // pass sends everything that is dirty once. progress is called after each
 // lease.
 func (c *diskCopy) pass(ctx context.Context, progress func()) error {
-	g, ctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(leasesUnderWay)
-	for ctx.Err() == nil {
-		l, err := c.cursor.Lease(ctx, c.window)
+	for gctx.Err() == nil {
+		l, err := c.cursor.Lease(gctx, c.window)
 		if err == io.EOF {
 			break
 		}
@@ -96,17 +96,17 @@ func (c *diskCopy) pass(ctx context.Context, progress func()) error {
 			break
 		}
 		g.Go(func() error {
-			if err := c.send(ctx, l); err != nil {
+			if err := c.send(gctx, l); err != nil {
 				return errors.Join(err, c.cursor.Nack(l))
 			}
 			defer progress()
 			return c.cursor.Ack(l)
 		})
 	}
-	if err := g.Wait(); err != nil {
+	if err := cmp.Or(g.Wait(), context.Cause(ctx)); err != nil {
 		return fmt.Errorf("disk %s: %w", c.Name, err)
 	}
-	return context.Cause(ctx)
+	return nil
 }
 
 // send brings one lease to the destination. When it returns nil the
@@ -208,6 +208,9 @@ func (c *diskCopy) eachChunk(ctx context.Context, g *errgroup.Group, r Range, f 
 		case buf = <-c.bufs:
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		}
+		if buf == nil {
+			buf = make([]byte, max(ChunkSize, c.block))
 		}
 		part := Range{off, min(int64(cap(buf)), r.End()-off)}
 		g.Go(func() error {

@@ -105,10 +105,10 @@ func (x *executor) effect(ctx context.Context, s state) (state, ended, error) {
 		err error
 	}
 	done := make(chan result, 1)
-	go func() {
+	go func(s state) {
 		e, err := x.steps.do(run, s)
 		done <- result{e, err}
-	}()
+	}(s)
 	asked := ctx.Done()
 	var wedged <-chan time.Time
 	for {

@@ -95,6 +95,7 @@ func (j *Job) run(ctx context.Context, work Work) {
 	if res.Phase == PhaseUnknown {
 		res.Phase = p.Phase
 	}
+	r.Enter(res.Phase)
 	if res.Downtime == 0 {
 		res.Downtime = p.Downtime
 	}

@@ -92,7 +92,8 @@ func (d *TrackedDevice) write(ctx context.Context, off, n int64, f func(share.De
 	err := f(d.Target())
 	d.tracker.Mark(off, n)
 	if errors.Is(err, share.ErrWedged) {
-		d.wedged.CompareAndSwap(nil, &err)
+		first := err // err itself would move to the heap with every write
+		d.wedged.CompareAndSwap(nil, &first)
 	}
 	return err
 }
