@@ -63,6 +63,9 @@ func (s *Store) Truth(guest string) migrate.Record {
 	return rec
 }
 
+// Quiet is the same store without its faults.
+func (s *Store) Quiet() migrate.Authority { return &s.MemAuthority }
+
 // Journal is a [migrate.Journal] in memory. Its operation is "append".
 type Journal struct {
 	faults  Faults
