@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -50,23 +49,27 @@ type machine struct {
 // ErrPoweredOff says that the host's power is off.
 var ErrPoweredOff = errors.New("lab: host is powered off; call PowerOn")
 
-func newHost(l *Lab, i int) (*Host, error) {
+// newHost makes the i-th of so many hosts, powered off.
+func newHost(l *Lab, i, hosts int) (*Host, error) {
 	n := i + 1
 	h := &Host{
 		lab: l, number: n,
-		name: fmt.Sprintf("lab-host-%d", n),
-		addr: fmt.Sprintf("10.77.0.%d", n),
+		name: hostName(n),
+		addr: hostAddr(n),
 		mac:  fmt.Sprintf("02:77:00:00:00:%02x", n),
 		port: fmt.Sprintf("port%d", n),
 		dir:  filepath.Join(l.dir, fmt.Sprintf("h%d", n)),
 	}
-	if err := h.prepare(); err != nil {
+	if err := h.prepare(hosts); err != nil {
 		return nil, fmt.Errorf("lab: %s: %w", h.name, err)
 	}
 	return h, nil
 }
 
-// Name is the host's host name.
+func hostName(n int) string { return fmt.Sprintf("lab-host-%d", n) }
+func hostAddr(n int) string { return fmt.Sprintf("10.77.0.%d", n) }
+
+// Name is the host's host name, which all hosts resolve.
 func (h *Host) Name() string { return h.name }
 
 // Addr is the host's IPv4 address, which its peers know it by.
@@ -301,20 +304,6 @@ func (h *Host) awaitLibvirtd(ctx context.Context) error {
 		return fmt.Errorf("%w: %s", err, h.logTail(10))
 	}
 	return nil
-}
-
-// Command is a command inside the host: all its namespaces, so that it sees
-// the host's network, files and processes, and dies with the host's power. It
-// corresponds to nsenter --all. Its output and lifetime are exec's.
-func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	m, err := h.powered()
-	if err != nil {
-		cmd.Err = err
-		return cmd
-	}
-	cmd.Args = append([]string{execArg, strconv.Itoa(m.pid), name}, args...)
-	return cmd
 }
 
 // Dial connects from the host, as a process on it would. The address is

@@ -8,8 +8,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,7 +19,6 @@ import (
 const (
 	hostArg = "vmferry-lab-host" // argv[0] of a host's PID 1
 	execArg = "vmferry-lab-exec" // argv[0] of what enters a host
-	tiedArg = "vmferry-lab-tied" // argv[0] of what then becomes the command
 )
 
 // initialised tells New that a re-execution of this program would find its way
@@ -38,14 +35,11 @@ func Init() {
 		fmt.Fprintf(os.Stderr, "lab: PID 1: %v\n", err)
 		os.Exit(1)
 	case execArg:
-		code, err := execMain(os.Args[1:])
+		code, err := enterHost(os.Args[1:])
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "lab: %v\n", err)
 		}
 		os.Exit(code)
-	case tiedArg:
-		fmt.Fprintf(os.Stderr, "lab: %v\n", tiedMain(os.Args[1:]))
-		os.Exit(127)
 	}
 }
 
@@ -83,10 +77,12 @@ func hostMain() error {
 		return err
 	}
 	err := spec.setUp()
-	d := new(daemon)
+	c := &children{known: map[int]*child{}}
+	d := &daemon{children: c}
 	if err == nil {
-		go d.reap()
-		err = d.start()
+		// Not before: setUp waits for its own.
+		go c.reap()
+		err = errors.Join(c.serve(), d.start())
 	}
 	for {
 		var answer hostAnswer
@@ -153,6 +149,10 @@ func (s *hostSpec) mount() error {
 	if err := unix.Mount(s.Shared, sharedInside, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind %s: %w", sharedInside, err)
 	}
+	// Names of the hosts, where the machine has a file to lay this over.
+	if err := unix.Mount(filepath.Join(s.Dir, "hosts"), "/etc/hosts", "", unix.MS_BIND, ""); err != nil && err != unix.ENOENT {
+		return fmt.Errorf("bind /etc/hosts: %w", err)
+	}
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /proc: %w", err)
 	}
@@ -205,20 +205,16 @@ func mountDev() error {
 
 // daemon is the host's libvirtd.
 type daemon struct {
-	mu    sync.Mutex
-	pid   int
-	ended chan struct{} // closed when pid is reaped
+	children *children
+	mu       sync.Mutex
+	running  *child
 }
 
 func (d *daemon) start() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.pid != 0 {
+	if d.running != nil && !d.running.hasEnded() {
 		return errors.New("libvirtd runs already")
-	}
-	path, err := exec.LookPath("libvirtd")
-	if err != nil {
-		return err
 	}
 	out, err := os.OpenFile("/var/log/libvirt/libvirtd-stderr.log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
@@ -230,103 +226,94 @@ func (d *daemon) start() error {
 		return err
 	}
 	defer null.Close()
-	// Not os/exec: the reaper takes every child.
-	d.pid, err = syscall.ForkExec(path, []string{"libvirtd", "--listen", "--pid-file", "/run/libvirtd.pid"}, &syscall.ProcAttr{
-		Dir: "/", Env: os.Environ(), Files: []uintptr{null.Fd(), out.Fd(), out.Fd()}, Sys: &syscall.SysProcAttr{Setsid: true},
-	})
-	if err != nil {
-		d.pid = 0
-		return fmt.Errorf("start libvirtd: %w", err)
-	}
-	d.ended = make(chan struct{})
-	return nil
+	d.running, err = d.children.start([]string{"libvirtd", "--listen", "--pid-file", "/run/libvirtd.pid"}, os.Environ(),
+		[]uintptr{null.Fd(), out.Fd(), out.Fd()})
+	return err
 }
 
 func (d *daemon) kill() error {
 	d.mu.Lock()
-	pid, ended := d.pid, d.ended
-	d.mu.Unlock()
-	if pid == 0 {
+	defer d.mu.Unlock()
+	if d.running == nil || d.running.hasEnded() {
 		return errors.New("libvirtd does not run")
 	}
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+	// Alone: what it has started shares its session, and lives on.
+	if err := d.children.kill(d.running, d.running.pid); err != nil {
 		return fmt.Errorf("kill libvirtd: %w", err)
 	}
-	<-ended
+	<-d.running.ended
 	return nil
 }
 
-// reap waits for every child, libvirtd and the orphans it leaves.
-func (d *daemon) reap() {
-	child := make(chan os.Signal, 1)
-	signal.Notify(child, syscall.SIGCHLD)
-	for {
-		var status syscall.WaitStatus
-		// The lock is held, so that libvirtd's start is complete before
-		// its end is seen.
-		d.mu.Lock()
-		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
-		if err == nil && pid > 0 && pid == d.pid {
-			d.pid = 0
-			close(d.ended)
-		}
-		d.mu.Unlock()
-		if err != nil && err != syscall.EINTR || pid == 0 {
-			<-child
-		}
+// children are the processes that PID 1 has started, and the orphans that it
+// inherits.
+type children struct {
+	mu    sync.Mutex
+	known map[int]*child
+}
+
+type child struct {
+	pid    int
+	ended  chan struct{} // closed when it is reaped
+	status syscall.WaitStatus
+}
+
+func (c *child) hasEnded() bool {
+	select {
+	case <-c.ended:
+		return true
+	default:
+		return false
 	}
 }
 
-// execMain enters the namespaces of the host whose PID 1 is args[0], runs the
-// command args[1:] there and returns its exit code.
-func execMain(args []string) (int, error) {
-	if len(args) < 2 {
-		return 127, errors.New("nothing to execute")
-	}
-	// The command is forked from this thread: into the namespaces that the
-	// thread has entered, and killed with it.
-	runtime.LockOSThread()
-	pid, err := strconv.Atoi(args[0])
-	if err != nil {
-		return 127, err
-	}
-	target, err := unix.PidfdOpen(pid, 0)
-	if err != nil {
-		return 127, fmt.Errorf("host's PID 1: %w", err)
-	}
-	// A thread shares its root and working directory with the others until
-	// it says otherwise, and may not change its mount namespace before.
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return 127, err
-	}
-	if err := unix.Setns(target, unix.CLONE_NEWNET|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWPID|unix.CLONE_NEWNS); err != nil {
-		return 127, fmt.Errorf("enter the host's namespaces: %w", err)
-	}
-	cmd := exec.Command("/proc/self/exe", args[1:]...)
-	cmd.Args[0] = tiedArg
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	err = cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit) && exit.Exited():
-		return exit.ExitCode(), nil
-	case err != nil:
-		return 127, err
-	}
-	return 0, nil
-}
-
-// tiedMain becomes the command args, which the kernel kills with the process
-// that entered the host for it. Go's own Pdeathsig cannot say that: it compares
-// process ids, which differ between the namespaces.
-func tiedMain(args []string) error {
-	runtime.LockOSThread() // the signal belongs to the thread that executes
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
-		return err
-	}
+// start executes a command in a session of its own. It does without os/exec,
+// because the reaper takes every child.
+func (c *children) start(args, env []string, files []uintptr) (*child, error) {
 	path, err := exec.LookPath(args[0])
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return syscall.Exec(path, args, os.Environ())
+	// The lock is held until the child is known, so that the reaper cannot
+	// find it before.
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pid, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Dir: "/", Env: env, Files: files, Sys: &syscall.SysProcAttr{Setsid: true}})
+	if err != nil {
+		return nil, fmt.Errorf("execute %s: %w", path, err)
+	}
+	started := &child{pid: pid, ended: make(chan struct{})}
+	c.known[pid] = started
+	return started, nil
+}
+
+// kill sends SIGKILL to target, the child or its process group, unless the child
+// has been reaped: its number may be another's then.
+func (c *children) kill(known *child, target int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.known[known.pid] != known {
+		return nil
+	}
+	return syscall.Kill(target, syscall.SIGKILL)
+}
+
+// reap waits for every child, for ever.
+func (c *children) reap() {
+	news := make(chan os.Signal, 1)
+	signal.Notify(news, syscall.SIGCHLD)
+	for {
+		c.mu.Lock()
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+		if ended := c.known[pid]; err == nil && ended != nil {
+			ended.status = status
+			delete(c.known, pid)
+			close(ended.ended)
+		}
+		c.mu.Unlock()
+		if pid == 0 || err != nil && err != syscall.EINTR {
+			<-news
+		}
+	}
 }

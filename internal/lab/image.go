@@ -64,21 +64,33 @@ type imageInputs struct {
 	libs    []string // what the agent is linked to, loader included
 }
 
+// findPackages finds what install.sh has unpacked.
+func findPackages(cache string) (kernelRoot, kernel, agent string, err error) {
+	kernelRoot = filepath.Join(cache, "packages", "linux-image-cloud-amd64", "root")
+	kernels, err := filepath.Glob(filepath.Join(kernelRoot, "boot", "vmlinuz-*"))
+	if err != nil || len(kernels) != 1 {
+		return "", "", "", fmt.Errorf("lab: %d kernels below %s, want one; %s", len(kernels), kernelRoot, remedy)
+	}
+	agent = filepath.Join(cache, "packages", "qemu-guest-agent", "root", "usr", "sbin", "qemu-ga")
+	if _, err := os.Stat(agent); err != nil {
+		return "", "", "", fmt.Errorf("lab: guest agent: %w; %s", err, remedy)
+	}
+	return kernelRoot, kernels[0], agent, nil
+}
+
 func findImageInputs(ctx context.Context, cache string) (*imageInputs, error) {
 	in := new(imageInputs)
-	root := filepath.Join(cache, "packages", "linux-image-cloud-amd64", "root")
-	kernels, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
-	if err != nil || len(kernels) != 1 {
-		return nil, fmt.Errorf("lab: %d kernels below %s, want one; run internal/lab/install.sh", len(kernels), root)
+	root, kernel, agent, err := findPackages(cache)
+	if err != nil {
+		return nil, err
 	}
-	in.kernel = kernels[0]
+	in.kernel, in.agent = kernel, agent
 	if in.modules, err = findModules(root); err != nil {
 		return nil, err
 	}
-	in.agent = filepath.Join(cache, "packages", "qemu-guest-agent", "root", "usr", "sbin", "qemu-ga")
 	out, err := exec.CommandContext(ctx, "ldd", in.agent).Output()
 	if err != nil {
-		return nil, fmt.Errorf("lab: libraries of %s: %w; run internal/lab/install.sh", in.agent, err)
+		return nil, fmt.Errorf("lab: libraries of %s: %w; %s", in.agent, err, remedy)
 	}
 	for line := range strings.Lines(string(out)) {
 		for _, word := range strings.Fields(line) {

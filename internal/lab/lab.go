@@ -75,7 +75,7 @@ func New(ctx context.Context, opts *Options) (_ *Lab, err error) {
 		return nil, err
 	}
 	for i := range n {
-		h, err := newHost(l, i)
+		h, err := newHost(l, i, n)
 		if err != nil {
 			return nil, err
 		}

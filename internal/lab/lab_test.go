@@ -43,9 +43,9 @@ func TestTwoHostsUp(t *testing.T) {
 		peer := l.Host(1 - i)
 		require.NoError(t, os.WriteFile(h.OutsidePath("mine"), []byte(h.Name()), 0o600))
 		require.NoError(t, os.WriteFile(filepath.Join(l.SharedDir(), "ours"), []byte("ours"), 0o600))
-		shell := h.Command(ctx, "sh", "-ec", `hostname; cat "$1"; echo; cat "$2"; echo; test ! -e /dev/kvm; cat /proc/1/cmdline`,
-			"sh", h.ImagePath("mine"), l.SharedPath("ours"))
-		text, err := shell.CombinedOutput()
+		shell := h.Command(ctx, "sh", "-ec", `hostname; cat "$1"; echo; cat "$2"; echo; test ! -e /dev/kvm; getent hosts "$3" >&2; cat /proc/1/cmdline`,
+			"sh", h.ImagePath("mine"), l.SharedPath("ours"), peer.Name())
+		text, err := shell.Output()
 		require.NoError(t, err, "%s", text)
 		require.Equal(t, h.Name()+"\n"+h.Name()+"\nours\nvmferry-lab-host\x00", string(text))
 		require.Equal(t, filepath.Join(l.SharedDir(), "ours"), h.OutsidePath(l.SharedPath("ours")))

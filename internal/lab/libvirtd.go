@@ -57,8 +57,9 @@ keepalive_interval = 2
 keepalive_count = 3
 `
 
-// prepare makes the host's directories and libvirt's configuration.
-func (h *Host) prepare() error {
+// prepare makes the host's directories, libvirt's configuration, and the table
+// of so many hosts' names.
+func (h *Host) prepare(hosts int) error {
 	for _, p := range privateDirs {
 		if err := os.MkdirAll(filepath.Join(h.dir, p.outside), 0o755); err != nil {
 			return err
@@ -70,11 +71,16 @@ func (h *Host) prepare() error {
 		}
 	}
 	h.seedCapabilities()
+	names := "127.0.0.1 localhost\n"
+	for n := range hosts {
+		names += hostAddr(n+1) + " " + hostName(n+1) + "\n"
+	}
 	for name, text := range map[string]string{
-		"libvirtd.conf": fmt.Sprintf(libvirtdConf, h.addr, h.number),
-		"qemu.conf":     fmt.Sprintf(qemuConf, h.addr),
+		"etc/libvirtd.conf": fmt.Sprintf(libvirtdConf, h.addr, h.number),
+		"etc/qemu.conf":     fmt.Sprintf(qemuConf, h.addr),
+		"hosts":             names,
 	} {
-		if err := os.WriteFile(filepath.Join(h.dir, "etc", name), []byte(text), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(h.dir, name), []byte(text), 0o644); err != nil {
 			return err
 		}
 	}

@@ -78,10 +78,8 @@ func Check(ctx context.Context) error {
 			return fmt.Errorf("lab: %s is not there (%w); %s", tool, err, remedy)
 		}
 	}
-	for _, node := range []string{"/dev/net/tun"} {
-		if _, err := os.Stat(node); err != nil {
-			return fmt.Errorf("lab: %w; guests need it for their network", err)
-		}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		return fmt.Errorf("lab: %w; guests need it for their network: modprobe tun", err)
 	}
 	if err := checkQEMU(ctx); err != nil {
 		return err
@@ -90,10 +88,8 @@ func Check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := findImageInputs(ctx, cache); err != nil {
-		return err
-	}
-	return nil
+	_, _, _, err = findPackages(cache)
+	return err
 }
 
 var qemuVersion = regexp.MustCompile(`version (\d+)\.`)
