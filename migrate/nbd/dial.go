@@ -34,12 +34,12 @@ func newDialer(uri string, opts *ClientOptions) (*dialer, error) {
 
 // dial connects and greets, with TLS if there is any.
 func (d *dialer) dial(ctx context.Context) (*handshake, error) {
-	ctx, cancel := context.WithTimeout(ctx, d.opts.HandshakeTimeout)
+	within, cancel := context.WithTimeout(ctx, d.opts.HandshakeTimeout)
 	defer cancel()
-	conn, err := d.opts.DialContext(ctx, d.uri.Network, d.uri.Address)
+	conn, err := d.opts.DialContext(within, d.uri.Network, d.uri.Address)
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("nbd: connect to %s: %w: %w", d.uri.Address, share.ErrUnavailable, errors.Join(ctx.Err(), err))
+		if ctx.Err() != nil { // which not every dialer's error wraps
+			err = errors.Join(ctx.Err(), err)
 		}
 		return nil, fmt.Errorf("nbd: connect to %s: %w: %w", d.uri.Address, share.ErrUnavailable, err)
 	}

@@ -1,6 +1,7 @@
 package nbd_test
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"os"
@@ -70,4 +71,18 @@ func read(t testing.TB, d share.Device, off, n int64) []byte {
 	p := make([]byte, n)
 	require.NoError(t, d.ReadAt(timed(t), p, off))
 	return p
+}
+
+// same compares long contents without printing them.
+func same(t testing.TB, want, got []byte) {
+	t.Helper()
+	require.Equal(t, len(want), len(got))
+	if bytes.Equal(want, got) {
+		return
+	}
+	for i := range want {
+		if want[i] != got[i] {
+			t.Fatalf("contents differ from offset %d on: %#x, not %#x", i, got[i], want[i])
+		}
+	}
 }

@@ -129,10 +129,10 @@ func TestServerCopyAndCompare(t *testing.T) {
 				output(t, "qemu-img", "convert", "-f", "raw", "-O", "raw", uri, back)
 				require.Contains(t, output(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", file, uri), "identical")
 			}
-			require.Equal(t, data, mem.data)
+			same(t, data, mem.data)
 			got, err := os.ReadFile(back)
 			require.NoError(t, err)
-			require.Equal(t, data, got)
+			same(t, data, got)
 			require.Positive(t, mem.count("flush"))
 		})
 	}
@@ -211,7 +211,7 @@ func TestServerTLS(t *testing.T) {
 	output(t, "nbdcopy", uri("nbds", mine), back)
 	got, err := os.ReadFile(back)
 	require.NoError(t, err)
-	require.Equal(t, mem.data, got)
+	same(t, mem.data, got)
 
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	qemu := func(dir string) []string {
