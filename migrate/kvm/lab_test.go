@@ -3,6 +3,8 @@ package kvm_test
 import (
 	"context"
 	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 	"github.com/vmferry/vmferry/internal/lab"
 	"github.com/vmferry/vmferry/migrate"
 	"github.com/vmferry/vmferry/migrate/kvm"
+	"github.com/vmferry/vmferry/share"
 )
 
 func TestMain(m *testing.M) { lab.Main(m) }
@@ -29,6 +32,29 @@ func newRig(t *testing.T) *rig {
 	for i := range r.hosts {
 		r.hosts[i] = r.connect(i)
 	}
+	return r
+}
+
+// with is the same lab for a subtest, which leaves it empty.
+func (r *rig) with(t *testing.T) *rig {
+	r = &rig{T: t, lab: r.lab, hosts: r.hosts}
+	r.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		for _, h := range r.lab.Hosts() {
+			names, err := h.Virsh(ctx, "list", "--all", "--name")
+			require.NoError(r, err)
+			for _, name := range strings.Fields(names) {
+				_, _ = h.Virsh(ctx, "destroy", name) // or it is off
+				_, _ = h.Virsh(ctx, "undefine", name)
+			}
+			files, err := filepath.Glob(filepath.Join(h.Dir(), "*"))
+			require.NoError(r, err)
+			for _, f := range files {
+				require.NoError(r, os.Remove(f))
+			}
+		}
+	})
 	return r
 }
 
@@ -65,9 +91,16 @@ func disk(name, format string) lab.Disk {
 // move moves the guest and waits.
 func (r *rig) move(g *lab.Guest, from int, o kvm.MigrateOptions) (migrate.Result, error) {
 	r.Helper()
-	o.Plaintext = true // the lab's hosts have no certificates
+	return r.begin(g, from, o).Wait(r.ctx())
+}
+
+// begin starts a move. The lab's hosts have no certificates.
+func (r *rig) begin(g *lab.Guest, from int, o kvm.MigrateOptions) *migrate.Job {
+	r.Helper()
+	o.Plaintext = true
 	job, err := kvm.Migrate(r.ctx(), r.guest(from, g), r.hosts[1-from], &o)
 	require.NoError(r, err)
+	r.Cleanup(func() { _ = job.Close() })
 	if os.Getenv("VMFERRY_TRACE") != "" {
 		go func() {
 			for e := range job.Events(r.ctx()) {
@@ -75,7 +108,72 @@ func (r *rig) move(g *lab.Guest, from int, o kvm.MigrateOptions) (migrate.Result
 			}
 		}()
 	}
-	return job.Wait(r.ctx())
+	return job
+}
+
+// slow keeps a job in pre-copy for a few seconds.
+const slow = 12 * share.MiB
+
+// await returns when the job reports what cond waits for.
+func (r *rig) await(job *migrate.Job, cond func(migrate.Event) bool) {
+	r.Helper()
+	for e := range job.Events(r.ctx()) {
+		if cond(e) {
+			return
+		}
+		require.NotEqual(r, migrate.JobEnded, e.Kind, "the job ended before: %v", e.Err)
+	}
+	require.Fail(r, "the event did not come")
+}
+
+// copying is pre-copy with some of the memory and disk gone over.
+func copying(e migrate.Event) bool {
+	return e.Kind == migrate.Progressed && e.Phase == migrate.PhaseCopying && e.Progress.Sent() > 4<<20
+}
+
+// pausing is the moment at which the guest stands still.
+func pausing(e migrate.Event) bool { return e.Kind == migrate.GuestPaused }
+
+// before is what a failed move must leave as it was.
+type before struct {
+	live, stored string
+}
+
+func (r *rig) before(g *lab.Guest, i int) before {
+	r.Helper()
+	var b before
+	var err error
+	b.live, err = r.lab.Host(i).Virsh(r.ctx(), "dumpxml", g.UUID)
+	require.NoError(r, err)
+	// The guest's agent comes up when it likes.
+	b.live = strings.ReplaceAll(b.live, "state='connected'", "state='disconnected'")
+	b.stored, err = r.lab.Host(i).Virsh(r.ctx(), "dumpxml", "--inactive", g.UUID)
+	require.NoError(r, err)
+	return b
+}
+
+// untouched checks that the guest is on host i as it was, and that the other
+// host has nothing of it.
+func (r *rig) untouched(g *lab.Guest, i int, b before) {
+	r.Helper()
+	r.runsOn(i, g)
+	now := r.before(g, i)
+	require.Equal(r, strings.Split(b.live, "\n"), strings.Split(now.live, "\n"), "live definition")
+	require.Equal(r, strings.Split(b.stored, "\n"), strings.Split(now.stored, "\n"), "stored definition")
+	r.nothingOn(1 - i)
+}
+
+func (r *rig) nothingOn(i int) {
+	r.Helper()
+	h := r.lab.Host(i)
+	for _, what := range [][]string{{"list", "--all", "--name"}, {"pool-list", "--all", "--name"}} {
+		out, err := h.Virsh(r.ctx(), what...)
+		require.NoError(r, err)
+		require.Empty(r, out, "%v on host %d", what, i)
+	}
+	files, err := os.ReadDir(h.Dir())
+	require.NoError(r, err)
+	require.Empty(r, files, "files on host %d", i)
 }
 
 // runsOn checks that exactly one copy runs, on that host, and that it holds
@@ -97,13 +195,3 @@ func (r *rig) runsOn(i int, g *lab.Guest, disks ...lab.Disk) {
 	require.NoError(r, err)
 }
 
-func TestMirrorRaw(t *testing.T) {
-	r := newRig(t)
-	g := r.start(0, lab.GuestOptions{Dirty: 10 << 20, Disks: []lab.Disk{disk("a.raw", "raw")}})
-	began := time.Now()
-	res, err := r.move(g, 0, kvm.MigrateOptions{})
-	require.NoError(t, err)
-	require.Equal(t, migrate.PhaseDone, res.Phase)
-	t.Logf("%+v; gap from outside %v", res, g.Watch().LongestGap(began).Length())
-	r.runsOn(1, g)
-}
