@@ -25,11 +25,14 @@
 //
 // # What it needs
 //
-// Root, or the privilege to make namespaces, and what install.sh installs: a
-// Debian 12 (with backports) or 13, QEMU 9 or newer, libvirt with the monolithic
-// libvirtd, iproute2, ebtables. [Require] skips a test where that is missing and
-// names the remedy; with VMFERRY_LAB=required in the environment it fails
-// instead. Guests are emulated (TCG) everywhere: hosts have no /dev/kvm, whatever
+// What install.sh installs: on Debian 12 (with backports) or 13, QEMU 9 or newer,
+// libvirt with the monolithic libvirtd, iproute2, ebtables. And root, or an
+// ordinary user with namespaces:
+//
+//	unshare -U -r -n -m -p -f --mount-proc go test ./internal/lab
+//
+// [Require] skips a test where something is missing and names the remedy; with
+// VMFERRY_LAB=required in the environment it fails instead. Guests are emulated (TCG) everywhere: hosts have no /dev/kvm, whatever
 // the machine has.
 //
 // # Hosts

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -31,8 +32,9 @@ func Init() {
 	initialised.Store(true)
 	switch os.Args[0] {
 	case hostArg:
-		err := hostMain()
-		fmt.Fprintf(os.Stderr, "lab: PID 1: %v\n", err)
+		if err := hostMain(); !errors.Is(err, io.EOF) {
+			fmt.Fprintf(os.Stderr, "lab: PID 1: %v\n", err)
+		}
 		os.Exit(1)
 	case execArg:
 		code, err := enterHost(os.Args[1:])
@@ -112,6 +114,9 @@ func (s *hostSpec) setUp() error {
 		return fmt.Errorf("set host name: %w", err)
 	}
 	if err := s.mount(); err != nil {
+		return err
+	}
+	if err := ignoreSetgroups(); err != nil {
 		return err
 	}
 	// Guests hang on the bridge beside the host's own address. Its MAC is

@@ -71,7 +71,7 @@ func Require(t TB) {
 // Check says why the lab cannot run on this machine, or nil.
 func Check(ctx context.Context) error {
 	if !mayUnshare() {
-		return errors.New("lab: no privilege for namespaces; run as root, or inside `unshare --user --map-root-user --net --mount --pid --fork`")
+		return errors.New("lab: no privilege for namespaces; run as root, or inside `unshare --user --map-root-user --net --mount --pid --fork --mount-proc`")
 	}
 	for _, tool := range []string{"libvirtd", "virsh", "qemu-system-x86_64", "qemu-img", "ip", "tc", "ebtables-nft-restore", "ldd", "go"} {
 		if _, err := exec.LookPath(tool); err != nil {
