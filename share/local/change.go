@@ -67,11 +67,20 @@ func (c *change) recover(ctx context.Context) error {
 	return c.sweep()
 }
 
-// sweep removes what of the volume is in tmp: nobody is at work on it.
+// sweep removes what of the volume is in tmp: nobody is at work on it. Of a
+// volume that is not there it removes the owner's lock file, too.
 func (c *change) sweep() error {
-	files, err := c.d.store.leftovers(c.name)
+	st := c.d.store
+	files, err := st.leftovers(c.name)
 	for _, file := range files {
-		err = errors.Join(err, c.d.store.root.RemoveAll(tmpDir+"/"+file))
+		err = errors.Join(err, st.root.RemoveAll(tmpDir+"/"+file))
+	}
+	if owner := ownersDir + "/" + c.name; c.rec == nil {
+		if _, gone := st.root.Lstat(owner); gone == nil {
+			if f, held := st.tryLock(owner); held == nil {
+				err = errors.Join(err, st.root.Remove(owner), f.Close())
+			}
+		}
 	}
 	return err
 }

@@ -65,7 +65,7 @@ func (c *change) delete(ctx context.Context) error {
 	if err := c.remove(); err != nil {
 		return err
 	}
-	_ = c.d.store.root.Remove(ownersDir + "/" + c.name)
+	_ = owner.Close()
 	return c.sweep()
 }
 

@@ -14,7 +14,7 @@ const scarce = 0.05
 
 // Health implements [share.Healther] with statfs(2).
 func (d *dir) Health(ctx context.Context) (share.Health, error) {
-	return run(ctx, d, "report the health of", "", func(context.Context) (share.Health, error) {
+	return runAll(ctx, d, "report the health of", func(context.Context) (share.Health, error) {
 		f, err := d.root.Open(".")
 		if err != nil {
 			return share.Health{}, err

@@ -323,28 +323,30 @@ func (d *dir) log(ctx context.Context, what string, r *record) {
 	}
 }
 
-// run does one operation on one volume, or on none for name "": f has the
-// share to itself only as far as it takes locks. The context ends it.
+// run does one operation on one volume.
 func run[T any](ctx context.Context, d *dir, op, name string, f func(context.Context) (T, error)) (T, error) {
-	var none T
+	err := share.CheckName(name)
+	return runIf(ctx, d, op, name, err, f)
+}
+
+// runAll does one operation on the share as a whole.
+func runAll[T any](ctx context.Context, d *dir, op string, f func(context.Context) (T, error)) (T, error) {
+	return runIf(ctx, d, op, "", nil, f)
+}
+
+// runIf runs f, which the context ends, unless it may not be.
+func runIf[T any](ctx context.Context, d *dir, op, name string, err error, f func(context.Context) (T, error)) (T, error) {
 	d.mu.Lock()
-	closed := d.closed
-	d.mu.Unlock()
-	var err error
-	switch {
-	case ctx.Err() != nil:
-		err = ctx.Err()
-	case closed:
+	if d.closed {
 		err = fmt.Errorf("share %w", share.ErrClosed)
-	case name != "":
-		err = share.CheckName(name)
 	}
-	if err != nil {
-		return none, share.WrapError(op, Backend, name, err)
+	d.mu.Unlock()
+	var v T
+	if ctx.Err() != nil {
+		err = ctx.Err()
 	}
-	v, err := await(ctx, f)
-	if err != nil {
-		return none, share.WrapError(op, Backend, name, kindOf(err))
+	if err == nil {
+		v, err = await(ctx, f)
 	}
-	return v, nil
+	return v, share.WrapError(op, Backend, name, kindOf(err))
 }

@@ -20,30 +20,27 @@ func (d *dir) Stat(ctx context.Context, name string) (share.Volume, error) {
 // List implements [share.Lister]. With an error it still returns the volumes
 // whose record can be read.
 func (d *dir) List(ctx context.Context) ([]share.Volume, error) {
-	var all []share.Volume
-	_, err := run(ctx, d, "list", "", func(ctx context.Context) (struct{}, error) {
+	return runAll(ctx, d, "list", func(ctx context.Context) ([]share.Volume, error) {
 		names, err := d.store.names()
 		if err != nil {
-			return struct{}{}, err
+			return nil, err
 		}
-		var found []share.Volume
+		var all []share.Volume
 		var errs []error
 		for _, name := range names {
 			if err := ctx.Err(); err != nil {
-				return struct{}{}, err
+				return nil, err
 			}
 			v, _, err := d.look(name)
 			switch {
 			case err == nil:
-				found = append(found, v)
+				all = append(all, v)
 			case !errors.Is(err, share.ErrNotExist):
 				errs = append(errs, fmt.Errorf("volume %q: %w", name, err))
 			}
 		}
-		all = found
-		return struct{}{}, errors.Join(errs...)
+		return all, errors.Join(errs...)
 	})
-	return all, err
 }
 
 // look describes a volume without taking its lock: records change by rename.

@@ -156,6 +156,11 @@ func (m *Mem) enter(ctx context.Context, names ...string) error {
 	return nil
 }
 
+// nonEmpty leaves out the names that are not given.
+func nonEmpty(names ...string) []string {
+	return slices.DeleteFunc(names, func(name string) bool { return name == "" })
+}
+
 // volume finds a volume. The caller holds the storage's lock.
 func (m *Mem) volume(name string) (*memVolume, error) {
 	if v := m.st.volumes[name]; v != nil {
@@ -268,7 +273,10 @@ func (m *Mem) Create(ctx context.Context, spec share.Spec) (_ share.Volume, err 
 	}
 	defer m.st.mu.Unlock()
 	if v := m.st.volumes[spec.Name]; v != nil {
-		return v.describe(), spec.Match(v.describe())
+		if err := spec.Match(v.describe()); err != nil {
+			return share.Volume{}, err
+		}
+		return v.describe(), nil
 	}
 	v := &memVolume{vol: share.Volume{
 		Name: spec.Name, ID: newID(), Kind: spec.Kind, Format: spec.Format, Size: spec.Size, Created: time.Now(),
@@ -463,11 +471,7 @@ func (v *memVolume) content(snapshot string) (image, error) {
 // Clone implements [share.Cloner].
 func (m *Mem) Clone(ctx context.Context, volume, snapshot, name string) (_ share.Volume, err error) {
 	defer func() { err = share.WrapError("clone", "mem", volume, err) }()
-	names := []string{volume, name}
-	if snapshot != "" {
-		names = append(names, snapshot)
-	}
-	if err := m.enter(ctx, names...); err != nil {
+	if err := m.enter(ctx, append([]string{volume, name}, nonEmpty(snapshot)...)...); err != nil {
 		return share.Volume{}, err
 	}
 	defer m.st.mu.Unlock()
@@ -495,7 +499,7 @@ func (m *Mem) Clone(ctx context.Context, volume, snapshot, name string) (_ share
 // Changes implements [share.ChangeLister].
 func (m *Mem) Changes(ctx context.Context, volume, from, to string) (_ []share.Extent, err error) {
 	defer func() { err = share.WrapError("list changes of", "mem", volume, err) }()
-	if err := m.enter(ctx, volume); err != nil {
+	if err := m.enter(ctx, append([]string{volume}, nonEmpty(from, to)...)...); err != nil {
 		return nil, err
 	}
 	defer m.st.mu.Unlock()
@@ -522,7 +526,7 @@ func (m *Mem) OpenDevice(ctx context.Context, name string, opts *share.OpenOptio
 	if opts == nil {
 		opts = &share.OpenOptions{}
 	}
-	if err := m.enter(ctx, name); err != nil {
+	if err := m.enter(ctx, append([]string{name}, nonEmpty(opts.Snapshot)...)...); err != nil {
 		return nil, err
 	}
 	defer m.st.mu.Unlock()
