@@ -329,12 +329,8 @@ func (c *Client) run(ctx context.Context, o *op, on *conn) error {
 		if r.buf != nil {
 			r.cost = max(r.cost, r.n)
 		}
-		if err := ctx.Err(); err != nil {
-			o.fail(err)
-			break
-		}
-		if err := c.budget.acquire(ctx, r.cost, &o.waiter); err != nil {
-			o.fail(err)
+		if ctx.Err() != nil || c.budget.acquire(ctx, r.cost, &o.waiter) != nil {
+			o.fail(fmt.Errorf("nbd: %v: %w", r.cmd, ctx.Err()))
 			break
 		}
 		o.open.Add(1)
@@ -352,10 +348,8 @@ func (c *Client) run(ctx context.Context, o *op, on *conn) error {
 	select {
 	case <-o.done:
 	case <-ctx.Done():
-		o.fail(c.cancel(ctx, o, sent))
-	}
-	if o.err == ctx.Err() && o.err != nil {
-		return fmt.Errorf("nbd: %v: %w", o.pieces[0].cmd, o.err)
+		c.cancel(o, sent)
+		return fmt.Errorf("nbd: %v: %w", o.pieces[0].cmd, ctx.Err())
 	}
 	return o.err
 }
@@ -365,7 +359,7 @@ func (c *Client) pick() *conn { return c.conns[c.next.Add(1)%uint32(len(c.conns)
 
 // cancel leaves the pieces of o to their connections, and returns when none
 // touches the caller's buffer any more.
-func (c *Client) cancel(ctx context.Context, o *op, sent int) error {
+func (c *Client) cancel(o *op, sent int) {
 	pieces := o.pieces[:sent]
 	for i := range pieces {
 		pieces[i].conn.leave(&pieces[i])
@@ -374,7 +368,7 @@ func (c *Client) cancel(ctx context.Context, o *op, sent int) error {
 	defer grace.Stop()
 	select {
 	case <-o.done:
-		return ctx.Err()
+		return
 	case <-grace.C:
 	}
 	for i := range pieces {
@@ -383,7 +377,6 @@ func (c *Client) cancel(ctx context.Context, o *op, sent int) error {
 		}
 	}
 	<-o.done
-	return ctx.Err()
 }
 
 // checkRange applies the device's size and the server's minimum block size.

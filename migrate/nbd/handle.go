@@ -84,8 +84,8 @@ func (t *session) worker() {
 				t.log.Warn("nbd: command failed", "cmd", k.cmd, "off", k.off, "len", k.n, "code", code, "err", err)
 			}
 		}
-		t.reply(k, code)
-		t.release(k)
+		k.code = code
+		t.reply(k)
 	}
 }
 
@@ -134,14 +134,46 @@ func (t *session) do(ctx context.Context, k *task) error {
 // leastHole is the size from which a read of zeros is answered as a hole.
 const leastHole = 4096
 
-// reply answers k. A connection that does not take the answer ends.
-func (t *session) reply(k *task, code Errno) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+// reply queues the answer of k, and sends what is queued unless another worker
+// is at it, who then sends this one too: many answers go with one system call.
+func (t *session) reply(k *task) {
+	t.answers <- k // a client that does not take its answers blocks the workers
+	for len(t.answers) > 0 && t.mu.TryLock() {
+		t.sendAnswers()
+		t.mu.Unlock()
+		// Who failed to lock has queued before: look again.
+	}
+}
+
+// sendAnswers sends what is queued. A connection that does not take it ends.
+func (t *session) sendAnswers() {
+	t.batch = t.batch[:0]
+	bytes := 0
+	for len(t.answers) > 0 && bytes+len(t.out.copied()) < batchBytes {
+		k := <-t.answers
+		t.batch = append(t.batch, k)
+		bytes += len(k.data)
+		t.encode(k, k.code)
+	}
+	if !t.dead {
+		t.writing.Store(t.tick.Load())
+		err := t.out.flush()
+		t.writing.Store(0)
+		if err != nil {
+			t.dead = true
+			t.stop(fmt.Errorf("nbd: sending answers: %w", err))
+		}
+	}
+	for _, k := range t.batch {
+		t.release(k)
+	}
+}
+
+// encode adds the answer of k to those to be sent.
+func (t *session) encode(k *task, code Errno) {
 	if t.dead {
 		return
 	}
-	t.writing.Store(t.tick.Load())
 	b := t.out.copied()
 	switch {
 	case !t.structured:
@@ -177,11 +209,5 @@ func (t *session) reply(k *task, code Errno) {
 		t.out.keep(b)
 	default:
 		t.out.keep(appendChunk(b, chunkFlagDone, chunkNone, k.cookie, 0))
-	}
-	err := t.out.flush()
-	t.writing.Store(0)
-	if err != nil {
-		t.dead = true
-		t.stop(fmt.Errorf("nbd: sending an answer: %w", err))
 	}
 }

@@ -43,9 +43,11 @@ type session struct {
 	work     chan *task
 	draining atomic.Bool
 
-	mu   sync.Mutex // of sending
-	out  *sender
-	dead bool // sending failed
+	answers chan *task
+	mu      sync.Mutex // of sending
+	out     *sender
+	batch   []*task
+	dead    bool // sending failed
 
 	// For watch: the tick in which something began that must not last, or 0.
 	tick             atomic.Int64
@@ -101,6 +103,7 @@ func (t *session) transmission() error {
 	t.out = newSender(t.conn)
 	t.budget = newBudget(t.srv.opts.MaxConnBytes)
 	t.work = make(chan *task)
+	t.answers = make(chan *task, t.srv.opts.MaxRequests)
 	t.tick.Store(1)
 	var workers, watcher sync.WaitGroup
 	watcher.Go(t.watch)
