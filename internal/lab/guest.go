@@ -26,12 +26,13 @@ type GuestOptions struct {
 	Disks  []Disk
 	// Dirty is how many bytes of memory the guest rewrites per second, page
 	// by page around Region bytes; every page is verified before.
+	// Under emulation a guest that does nothing else gets to 1 GB/s.
 	Dirty uint64
 	// Region is how much memory is under test: when zero, what Dirty
 	// rewrites in a second, 16 MiB at least and a third of the memory at
 	// most.
 	Region uint64
-	// Command line words for the guest's kernel, beyond the lab's own.
+	// KernelArgs are words for the guest's kernel, beyond the lab's own.
 	KernelArgs []string
 }
 
@@ -44,7 +45,8 @@ type Disk struct {
 	// that is there.
 	Size uint64
 	// Writes is how many blocks the guest writes per second, one after the
-	// other; 0 for none, in which case the disk is only read at boot.
+	// other, each flushed; a disk of the machine takes some hundreds. 0 is
+	// for none, in which case the disk is only read at boot.
 	Writes uint
 	Block  uint32 // bytes per block, a power of two, 4096 when zero
 	Slots  uint32 // blocks in the ring, 1024 when zero

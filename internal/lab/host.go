@@ -142,6 +142,8 @@ func (h *Host) PowerOn(ctx context.Context) error {
 	}
 	if err != nil {
 		if m != nil {
+			// The cable may not have been laid yet.
+			_ = h.lab.swtch.unplug(context.WithoutCancel(ctx), h.port)
 			m.kill()
 		}
 		return fmt.Errorf("lab: boot %s: %w", h.name, err)

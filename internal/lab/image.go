@@ -85,7 +85,7 @@ func findImageInputs(ctx context.Context, cache string) (*imageInputs, error) {
 		return nil, err
 	}
 	in.kernel, in.agent = kernel, agent
-	if in.modules, err = findModules(root); err != nil {
+	if in.modules, err = findModules(ctx, root); err != nil {
 		return nil, err
 	}
 	out, err := exec.CommandContext(ctx, "ldd", in.agent).Output()
@@ -104,13 +104,13 @@ func findImageInputs(ctx context.Context, cache string) (*imageInputs, error) {
 
 // findModules orders guestModules and what they depend on. The packages hold
 // no modules.dep, so that the dependencies are read from the modules.
-func findModules(root string) ([]string, error) {
+func findModules(ctx context.Context, root string) ([]string, error) {
 	paths := map[string]string{}
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		if name, ok := strings.CutSuffix(d.Name(), ".ko"); ok {
+		if name, ending, _ := strings.Cut(d.Name(), "."); ending == "ko" || strings.HasPrefix(ending, "ko.") {
 			paths[strings.ReplaceAll(name, "-", "_")] = path
 		}
 		return nil
@@ -127,7 +127,7 @@ func findModules(root string) ([]string, error) {
 			return nil
 		}
 		done[name] = true
-		needs, err := moduleDepends(path)
+		needs, err := moduleDepends(ctx, path)
 		if err != nil {
 			return fmt.Errorf("lab: %s: %w", path, err)
 		}
@@ -147,12 +147,24 @@ func findModules(root string) ([]string, error) {
 	return order, nil
 }
 
-func moduleDepends(path string) ([]string, error) {
-	f, err := elf.Open(path)
+// readModule reads a module, compressed as Debian 13 ships them or not.
+func readModule(ctx context.Context, path string) ([]byte, error) {
+	content, err := os.ReadFile(path)
+	if err == nil && !strings.HasSuffix(path, ".ko") {
+		content, err = decompress(ctx, content)
+	}
+	return content, err
+}
+
+func moduleDepends(ctx context.Context, path string) ([]string, error) {
+	content, err := readModule(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	f, err := elf.NewFile(bytes.NewReader(content))
+	if err != nil {
+		return nil, err
+	}
 	info := f.Section(".modinfo")
 	if info == nil {
 		return nil, errors.New("no .modinfo section")
@@ -307,20 +319,23 @@ func (in *imageInputs) build(ctx context.Context, dir string) error {
 	for _, d := range []string{"proc/.", "sys/.", "run/.", "tmp/."} {
 		a.parents(d)
 	}
-	add := func(name, path string) {
+	for i, m := range in.modules {
+		module, err := readModule(ctx, m)
+		if err != nil {
+			return fmt.Errorf("%s: %w", m, err)
+		}
+		name, _, _ := strings.Cut(filepath.Base(m), ".")
+		a.file(fmt.Sprintf("modules/%02d-%s.ko", i, name), unsigned(module))
+	}
+	for _, path := range append([]string{in.agent}, in.libs...) {
 		content, err := os.ReadFile(path)
 		if err != nil {
-			a.err = errors.Join(a.err, err)
-			return
+			return err
 		}
-		a.file(strings.TrimPrefix(name, "/"), unsigned(content))
-	}
-	for i, m := range in.modules {
-		add(fmt.Sprintf("modules/%02d-%s", i, filepath.Base(m)), m)
-	}
-	add("usr/sbin/qemu-ga", in.agent)
-	for _, l := range in.libs {
-		add(l, l)
+		if path == in.agent {
+			path = "usr/sbin/qemu-ga"
+		}
+		a.file(strings.TrimPrefix(path, "/"), content)
 	}
 	if err := a.close(); err != nil {
 		return err

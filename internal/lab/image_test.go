@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -98,5 +99,24 @@ func TestImageIsBuiltOnce(t *testing.T) {
 		info, err := os.Stat(path)
 		require.NoError(t, err)
 		require.Greater(t, info.Size(), int64(1<<20))
+	}
+}
+
+func TestReadModule(t *testing.T) {
+	module := append([]byte("\x7fELF"), make([]byte, 1000)...)
+	plain := filepath.Join(t.TempDir(), "a.ko")
+	require.NoError(t, os.WriteFile(plain, module, 0o600))
+	for tool, ending := range map[string]string{"xz": ".xz", "zstd": ".zst", "gzip": ".gz"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%v; run install.sh", err)
+		}
+		packed, err := exec.Command(tool, "-c", plain).Output()
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(plain+ending, packed, 0o600))
+	}
+	for _, ending := range []string{"", ".xz", ".zst", ".gz"} {
+		got, err := readModule(t.Context(), plain+ending)
+		require.NoError(t, err, ending)
+		require.Equal(t, module, got, ending)
 	}
 }

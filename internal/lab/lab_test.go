@@ -34,6 +34,7 @@ func TestTwoHostsUp(t *testing.T) {
 	began := time.Now()
 	l := lab.Start(t, nil)
 	t.Logf("two hosts up in %v", time.Since(began))
+	require.Less(t, time.Since(began), 5*time.Second)
 	ctx := testContext(t)
 	for i, h := range l.Hosts() {
 		out, err := h.Virsh(ctx, "hostname")

@@ -86,12 +86,14 @@ func TestShape(t *testing.T) {
 		require.NoError(t, err)
 		return time.Since(began)
 	}
-	require.Less(t, transfer(near, far), 300*time.Millisecond)
-	require.NoError(t, a.Shape(ctx, 100e6)) // 4 MiB take 0.34 s
+	const free, limited = 500 * time.Millisecond, 750 * time.Millisecond
+	require.Less(t, transfer(near, far), free)
+	require.NoError(t, a.Shape(ctx, 40e6)) // 4 MiB take 0.84 s
 	for _, d := range []time.Duration{transfer(near, far), transfer(far, near)} {
-		require.InDelta(t, 0.34, d.Seconds(), 0.15)
+		require.Greater(t, d, limited)
+		require.Less(t, d, 3*limited)
 	}
 	require.NoError(t, a.Shape(ctx, 0))
 	require.NoError(t, a.Shape(ctx, 0), "twice is once")
-	require.Less(t, transfer(near, far), 300*time.Millisecond)
+	require.Less(t, transfer(near, far), free)
 }

@@ -108,12 +108,3 @@ func (ns *netns) listen(ctx context.Context, network, address string) (net.Liste
 	})
 	return ln, err
 }
-
-func (ns *netns) listenPacket(ctx context.Context, network, address string) (net.PacketConn, error) {
-	var c net.PacketConn
-	err := ns.do(func() (err error) {
-		c, err = new(net.ListenConfig).ListenPacket(ctx, network, address)
-		return err
-	})
-	return c, err
-}

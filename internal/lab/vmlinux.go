@@ -29,7 +29,7 @@ func extractKernel(ctx context.Context, image []byte) ([]byte, error) {
 	if start >= end || end > uint64(len(image)) {
 		return nil, errors.New("bzImage names a payload beyond its end")
 	}
-	kernel, err := decompressKernel(ctx, image[start:end])
+	kernel, err := decompress(ctx, image[start:end])
 	if err != nil {
 		return nil, fmt.Errorf("decompress the payload: %w", err)
 	}
@@ -39,7 +39,8 @@ func extractKernel(ctx context.Context, image []byte) ([]byte, error) {
 	return kernel, nil
 }
 
-func decompressKernel(ctx context.Context, p []byte) ([]byte, error) {
+// decompress expands what its first bytes say it is, or nothing at all.
+func decompress(ctx context.Context, p []byte) ([]byte, error) {
 	// The build appends the uncompressed size where the format has none: the
 	// tools take it for garbage, so that only their output is judged.
 	switch {

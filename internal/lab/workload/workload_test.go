@@ -3,6 +3,7 @@
 package main
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -13,25 +14,44 @@ func TestMemoryCheckFindsDamage(t *testing.T) {
 	require.NoError(t, err)
 	s := new(memoryState)
 	for i := range m.generations {
-		m.check(i, s)
+		m.stamp(i)
+		m.check(i, true, s)
 	}
 	require.Zero(t, s.errors.Load())
+	found := func(what string) {
+		t.Helper()
+		require.EqualValues(t, 1, s.errors.Swap(0), what)
+		for i := range m.generations {
+			m.check(i, true, s)
+		}
+		require.Zero(t, s.errors.Load(), "reported once, and mended")
+	}
 
-	m.page(3)[2000] ^= 1 // a bit
-	m.check(3, s)
-	require.EqualValues(t, 1, s.errors.Load())
-	m.check(3, s)
-	require.EqualValues(t, 1, s.errors.Load(), "reported once")
+	m.page(3)[101] ^= 1
+	m.check(3, false, s)
+	require.Zero(t, s.errors.Load(), "between the stamps only a deep check looks")
+	m.check(3, true, s)
+	found("a bit")
 
-	old := append([]byte(nil), m.page(5)...) // a page that misses its last write
+	old := slices.Clone(m.page(5))
 	m.stamp(5)
 	copy(m.page(5), old)
-	m.check(5, s)
-	require.EqualValues(t, 2, s.errors.Load())
+	m.check(5, false, s)
+	found("a page that misses its last write")
 
-	copy(m.page(7), m.page(8)) // a page in the wrong place
-	m.check(7, s)
-	require.EqualValues(t, 3, s.errors.Load())
+	old = slices.Clone(m.page(5))
+	m.stamp(5)
+	copy(m.page(5)[pageWords/2:], old[pageWords/2:])
+	m.check(5, false, s)
+	found("half a page that misses its last write")
+
+	copy(m.page(7), m.page(8))
+	m.check(7, false, s)
+	found("a page in the wrong place")
+
+	clear(m.page(9))
+	m.check(9, false, s)
+	found("a page that never arrived")
 }
 
 func TestParseConfig(t *testing.T) {
