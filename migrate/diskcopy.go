@@ -24,18 +24,17 @@ import (
 // only when the destination has flushed, and has given back, what was written.
 type diskCopy struct {
 	DiskMove
+	target target
 	cursor Cursor
 	block  int64
 	window int64
-
-	bufs  chan []byte // as many as may be under way at once
-	fence generations
-	// blank are the blocks that the destination is known to read as zeros,
+	epoch  uint64
+	bufs   *buffers
+	// sent are the hashes of what was read from the source.
+	sent *hashTree
+	// unwritten are the blocks that the destination is known to read as zeros,
 	// because it says so and nothing was written to them.
-	blank *blockSet
-	// sent and held are the hashes of what was read from the source, and of
-	// what was read back from the destination; held is nil without read-back.
-	sent, held *hashTree
+	unwritten *blockSet
 
 	sentBytes, zeroBytes atomic.Int64
 }
@@ -45,18 +44,10 @@ type diskCopy struct {
 const leasesUnderWay = 2
 
 func newDiskCopy(d DiskMove, o Options) *diskCopy {
-	c := &diskCopy{DiskMove: d, block: d.Tracker.Granularity(), window: o.Window}
-	size := d.Source.Size()
-	c.fence.block = c.block
-	c.blank = newBlockSet(size, c.block)
-	c.sent = newHashTree(size, c.block)
-	if !o.NoReadBack {
-		c.held = newHashTree(size, c.block)
-	}
-	c.bufs = make(chan []byte, o.Streams)
-	for range o.Streams {
-		c.bufs <- nil // made when first used
-	}
+	block, size := d.Tracker.Granularity(), d.Source.Size()
+	c := &diskCopy{DiskMove: d, block: block, window: o.Window, epoch: 1, bufs: newBuffers(o.Streams, max(ChunkSize, block)),
+		sent: newHashTree(size, block), unwritten: newBlockSet(size, block)}
+	c.target = newDeviceTarget(d.Destination, size, block, !o.NoReadBack, c.bufs)
 	return c
 }
 
@@ -65,14 +56,12 @@ func (c *diskCopy) open(ctx context.Context) error {
 	if err := c.checkSizes(); err != nil { // again: time has passed since Start
 		return err
 	}
-	extents, err := share.ListExtents(ctx, c.Destination, 0, c.Source.Size())
+	blank, err := c.target.blank(ctx)
 	if err != nil {
-		return fmt.Errorf("disk %s: extents of the destination: %w", c.Name, err)
+		return fmt.Errorf("disk %s: %w", c.Name, err)
 	}
-	for _, e := range extents {
-		if e.State.Zero() {
-			c.blank.addWithin(e.Off, e.Len)
-		}
+	for _, r := range blank {
+		c.unwritten.add(r.Off, r.Len)
 	}
 	c.cursor, err = c.Tracker.NewCursor(ctx, FromAll)
 	if err != nil {
@@ -104,6 +93,9 @@ func (c *diskCopy) pass(ctx context.Context, progress func()) error {
 		})
 	}
 	if err := cmp.Or(g.Wait(), context.Cause(ctx)); err != nil {
+		if d := (*DivergedError)(nil); errors.As(err, &d) {
+			d.Disk = c.Name
+		}
 		return fmt.Errorf("disk %s: %w", c.Name, err)
 	}
 	return nil
@@ -113,19 +105,10 @@ func (c *diskCopy) pass(ctx context.Context, progress func()) error {
 // destination has it durably.
 func (c *diskCopy) send(ctx context.Context, l *Lease) error {
 	written, err := c.write(ctx, l)
-	if err != nil {
+	if err != nil || len(written) == 0 { // all blank: the destination holds it as it is
 		return err
 	}
-	if len(written) == 0 {
-		return nil // all blank: the destination holds it as it is
-	}
-	if err := c.Destination.Flush(ctx); err != nil {
-		return fmt.Errorf("flush the destination: %w", err)
-	}
-	if c.held == nil {
-		return nil
-	}
-	return c.readBack(ctx, written)
+	return c.target.commit(ctx, written)
 }
 
 // write copies the lease's blocks and returns the ranges that it wrote.
@@ -140,7 +123,7 @@ func (c *diskCopy) write(ctx context.Context, l *Lease) ([]Range, error) {
 				}
 				continue
 			}
-			err := c.eachChunk(gctx, g, Range{e.Off, e.Len}, func(part Range, buf []byte) error {
+			err := c.bufs.each(gctx, g, Range{e.Off, e.Len}, func(part Range, buf []byte) error {
 				return c.writeChunk(gctx, l.Generation, part, buf, &written)
 			})
 			if err != nil {
@@ -199,29 +182,6 @@ func (c *diskCopy) sourceExtents(ctx context.Context, r Range) []share.Extent {
 
 func roundUp(n, to int64) int64 { return (n + to - 1) / to * to }
 
-// eachChunk runs f for the parts of r, each with a buffer of its length, as
-// many at once as there are buffers.
-func (c *diskCopy) eachChunk(ctx context.Context, g *errgroup.Group, r Range, f func(part Range, buf []byte) error) error {
-	for off := r.Off; off < r.End(); {
-		var buf []byte
-		select {
-		case buf = <-c.bufs:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		if buf == nil {
-			buf = make([]byte, max(ChunkSize, c.block))
-		}
-		part := Range{off, min(int64(cap(buf)), r.End()-off)}
-		g.Go(func() error {
-			defer func() { c.bufs <- buf }()
-			return f(part, buf[:part.Len])
-		})
-		off += part.Len
-	}
-	return nil
-}
-
 // writeChunk reads one part of the source and writes what is not blank.
 func (c *diskCopy) writeChunk(ctx context.Context, gen uint64, part Range, buf []byte, written *rangeList) error {
 	if err := c.Source.ReadAt(ctx, buf, part.Off); err != nil {
@@ -240,13 +200,11 @@ func (c *diskCopy) writeChunk(ctx context.Context, gen uint64, part Range, buf [
 				return err
 			}
 		} else {
-			c.sent.set(run.Off, buf[at:end])
-			if err := c.fence.admit(run, gen); err != nil {
+			leaves := hashBlocks(buf[at:end], c.block)
+			c.sent.setLeaves(run.Off/c.block, leaves)
+			c.unwritten.remove(run.Off, run.Len)
+			if err := c.target.write(ctx, Stamp{c.epoch, gen}, run.Off, buf[at:end], leaves); err != nil {
 				return err
-			}
-			c.blank.remove(run.Off, run.Len)
-			if err := c.Destination.WriteAt(ctx, buf[at:end], run.Off); err != nil {
-				return fmt.Errorf("write the destination at %d: %w", run.Off, err)
 			}
 			c.sentBytes.Add(run.Len)
 			written.add(run)
@@ -260,53 +218,31 @@ func (c *diskCopy) writeChunk(ctx context.Context, gen uint64, part Range, buf [
 func (c *diskCopy) writeZeros(ctx context.Context, gen uint64, r Range, written *rangeList) error {
 	c.sent.setZero(r.Off, r.Len)
 	c.zeroBytes.Add(r.Len)
-	if c.blank.has(r.Off, r.Len) {
-		if c.held != nil {
-			c.held.setZero(r.Off, r.Len)
-		}
+	if c.unwritten.has(r.Off, r.Len) {
 		return nil
 	}
-	if err := c.fence.admit(r, gen); err != nil {
+	c.unwritten.remove(r.Off, r.Len)
+	if err := c.target.zero(ctx, Stamp{c.epoch, gen}, r); err != nil {
 		return err
-	}
-	c.blank.remove(r.Off, r.Len)
-	if err := share.ZeroRange(ctx, c.Destination, r.Off, r.Len, 0); err != nil {
-		return fmt.Errorf("zero the destination at %d: %w", r.Off, err)
 	}
 	written.add(r)
 	return nil
 }
 
-// readBack compares what the destination holds with what was sent.
-func (c *diskCopy) readBack(ctx context.Context, written []Range) error {
-	g, gctx := errgroup.WithContext(ctx)
-	for _, r := range written {
-		err := c.eachChunk(gctx, g, r, func(part Range, buf []byte) error {
-			if err := c.Destination.ReadAt(gctx, buf, part.Off); err != nil {
-				return fmt.Errorf("read the destination back at %d: %w", part.Off, err)
-			}
-			c.held.set(part.Off, buf)
-			for off := part.Off; off < part.End(); off += c.block {
-				if i := off / c.block; c.held.leaf(i) != c.sent.leaf(i) {
-					return &DivergedError{Disk: c.Name, Off: off, Len: min(c.block, part.End()-off)}
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return cmp.Or(g.Wait(), err)
-		}
-	}
-	return g.Wait()
-}
-
 // settled returns an error unless nothing is dirty or under way and both sides
 // have one root.
-func (c *diskCopy) settled() error {
+func (c *diskCopy) settled(ctx context.Context) error {
 	if d, l := c.cursor.Dirty(), c.cursor.Leased(); d != 0 || l != 0 {
 		return fmt.Errorf("disk %s: %d bytes are dirty and %d under way although the guest is paused: something else writes to the source", c.Name, d, l)
 	}
-	if c.held != nil && c.sent.root() != c.held.root() {
+	if c.target.proof() == "none" {
+		return nil
+	}
+	root, err := c.target.root(ctx)
+	if err != nil {
+		return fmt.Errorf("disk %s: root of the destination: %w", c.Name, err)
+	}
+	if root != c.sent.root() {
 		return fmt.Errorf("disk %s: the roots of source and destination differ: %w", c.Name, share.ErrCorrupt)
 	}
 	return nil
@@ -327,9 +263,9 @@ func (c *diskCopy) progress() DiskProgress {
 }
 
 func (c *diskCopy) result() DiskResult {
-	r := DiskResult{Name: c.Name, Size: c.Source.Size(), Sent: c.sentBytes.Load(), Zero: c.zeroBytes.Load(), Proof: "none"}
-	if c.held != nil {
-		r.Root, r.Proof = c.sent.root(), "read back"
+	r := DiskResult{Name: c.Name, Size: c.Source.Size(), Sent: c.sentBytes.Load(), Zero: c.zeroBytes.Load(), Proof: c.target.proof()}
+	if r.Proof != "none" {
+		r.Root = c.sent.root()
 	}
 	return r
 }

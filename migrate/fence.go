@@ -2,53 +2,60 @@ package migrate
 
 import (
 	"fmt"
+	"math/bits"
 	"sync"
 )
 
-// generations refuses what is older than what was written: the last line of
-// defence against a retry, a duplicate or a slow connection that would put an
-// old block over a newer one. Its memory grows with what is written.
-type generations struct {
+// fence refuses what is older than what was written: the last line of defence
+// against a retry, a duplicate or a slow connection that would put an old block
+// over a newer one. Its memory grows with what is written in one epoch.
+type fence struct {
 	block int64
 	mu    sync.Mutex
-	last  map[int64]*[generationGroup]uint64 // by block/generationGroup
+	epoch uint64
+	last  map[int64]*[fenceGroup]uint64 // generations, by block/fenceGroup
 }
 
-const generationGroup = 512
+const fenceGroup = 512
 
-// admit notes that the blocks of r are about to be written in generation gen,
-// or returns a *StaleError if one of them has a newer one.
-func (g *generations) admit(r Range, gen uint64) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	first, last := r.Off/g.block, (r.End()-1)/g.block
+// admit notes that the blocks of r are about to be written with the stamp, or
+// returns a *StaleError if one of them has a newer one. A new epoch ends all
+// older ones.
+func (f *fence) admit(r Range, st Stamp) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if st.Epoch < f.epoch {
+		return &StaleError{Off: r.Off, Stamp: st, Newer: Stamp{Epoch: f.epoch}}
+	}
+	if st.Epoch > f.epoch || f.last == nil {
+		f.epoch, f.last = st.Epoch, map[int64]*[fenceGroup]uint64{}
+	}
+	first, last := r.Off/f.block, (r.End()-1)/f.block
 	for i := first; i <= last; i++ {
-		if group := g.last[i/generationGroup]; group != nil && group[i%generationGroup] > gen {
-			return &StaleError{Off: i * g.block, Generation: gen, Newer: group[i%generationGroup]}
+		if group := f.last[i/fenceGroup]; group != nil && group[i%fenceGroup] > st.Generation {
+			return &StaleError{Off: i * f.block, Stamp: st, Newer: Stamp{f.epoch, group[i%fenceGroup]}}
 		}
 	}
-	if g.last == nil {
-		g.last = map[int64]*[generationGroup]uint64{}
-	}
 	for i := first; i <= last; i++ {
-		group := g.last[i/generationGroup]
+		group := f.last[i/fenceGroup]
 		if group == nil {
-			group = new([generationGroup]uint64)
-			g.last[i/generationGroup] = group
+			group = new([fenceGroup]uint64)
+			f.last[i/fenceGroup] = group
 		}
-		group[i%generationGroup] = gen
+		group[i%fenceGroup] = st.Generation
 	}
 	return nil
 }
 
 // StaleError refuses a block that is older than what the destination has.
 type StaleError struct {
-	Off               int64
-	Generation, Newer uint64
+	Off          int64
+	Stamp, Newer Stamp
 }
 
 func (e *StaleError) Error() string {
-	return fmt.Sprintf("the block at %d of generation %d is older than generation %d, which was written", e.Off, e.Generation, e.Newer)
+	return fmt.Sprintf("the block at %d of epoch %d, generation %d is older than what was written in epoch %d, generation %d",
+		e.Off, e.Stamp.Epoch, e.Stamp.Generation, e.Newer.Epoch, e.Newer.Generation)
 }
 
 // blockSet is a set of whole blocks of a device.
@@ -63,13 +70,9 @@ func newBlockSet(size, block int64) *blockSet {
 	return &blockSet{size: size, block: block, words: make([]uint64, (blocks+63)/64)}
 }
 
-// addWithin adds the blocks that lie wholly within n bytes from off.
-func (s *blockSet) addWithin(off, n int64) {
-	first, end := roundUp(off, s.block)/s.block, (off+n)/s.block
-	if off+n == s.size {
-		end = (s.size + s.block - 1) / s.block
-	}
-	s.each(first, end-1, func(w *uint64, mask uint64) bool { *w |= mask; return true })
+// add adds every block that n bytes from off touch.
+func (s *blockSet) add(off, n int64) {
+	s.each(off/s.block, (off+n-1)/s.block, func(w *uint64, mask uint64) bool { *w |= mask; return true })
 }
 
 // remove takes out every block that n bytes from off touch.
@@ -80,6 +83,29 @@ func (s *blockSet) remove(off, n int64) {
 // has reports whether all blocks that n bytes from off touch are in the set.
 func (s *blockSet) has(off, n int64) bool {
 	return s.each(off/s.block, (off+n-1)/s.block, func(w *uint64, mask uint64) bool { return *w&mask == mask })
+}
+
+// missing returns the runs of blocks that are not in the set, in order.
+func (s *blockSet) missing() (out []Range) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	blocks := (s.size + s.block - 1) / s.block
+	for i := int64(0); i < blocks; {
+		word := s.words[i>>6] >> (i & 63)
+		if run := int64(bits.TrailingZeros64(^word)); run > 0 {
+			i += min(run, 64-i&63) // in the set
+			continue
+		}
+		run := min(int64(bits.TrailingZeros64(word)), 64-i&63, blocks-i)
+		r := Range{i * s.block, min(run*s.block, s.size-i*s.block)}
+		if k := len(out); k > 0 && out[k-1].End() == r.Off {
+			out[k-1].Len += r.Len
+		} else {
+			out = append(out, r)
+		}
+		i += run
+	}
+	return out
 }
 
 // each calls f for the words that hold blocks first to last, until it returns

@@ -33,30 +33,54 @@ func newHashTree(size, block int64) *hashTree {
 	return &hashTree{size: size, block: block, zero: blake3.Sum256(make([]byte, block)), leaves: make([]*[leafGroup]hash, groups)}
 }
 
-// set takes p as the content of the blocks from off on. It begins at a block's
-// start and ends at one's end or at the end of the device.
-func (t *hashTree) set(off int64, p []byte) {
+// hashBlocks returns the hashes of p's blocks; the last one may be short.
+func hashBlocks(p []byte, block int64) []hash {
+	out := make([]hash, 0, (int64(len(p))+block-1)/block)
 	for len(p) > 0 {
-		k := min(int64(len(p)), t.block)
-		t.setLeaf(off/t.block, blake3.Sum256(p[:k]))
-		off, p = off+k, p[k:]
+		k := min(int64(len(p)), block)
+		out = append(out, blake3.Sum256(p[:k]))
+		p = p[k:]
+	}
+	return out
+}
+
+// setLeaves takes the hashes as those of the blocks from first on.
+func (t *hashTree) setLeaves(first int64, leaves []hash) {
+	for i, h := range leaves {
+		t.setLeaf(first+int64(i), h)
 	}
 }
 
-// setZero takes n zeros as the content from off on, cut as for set.
+// setZero takes n zeros as the content from off on. It begins at a block's
+// start and ends at one's end or at the end of the device.
 func (t *hashTree) setZero(off, n int64) {
-	for end := off + n; off < end; off += t.block {
-		leaf := t.zero
-		if end-off < t.block {
-			leaf = blake3.Sum256(make([]byte, end-off))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for end := off + n; off < end; {
+		i := off / t.block
+		if end-off < t.block { // the short last block
+			t.put(i, blake3.Sum256(make([]byte, end-off)))
+			return
 		}
-		t.setLeaf(off/t.block, leaf)
+		g := t.leaves[i/leafGroup]
+		k := min(leafGroup-i%leafGroup, (end-off)/t.block) // leaves of this group
+		if g != nil {
+			for j := range k {
+				g[i%leafGroup+j] = t.zero
+			}
+		}
+		off += k * t.block
 	}
 }
 
 func (t *hashTree) setLeaf(i int64, h hash) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.put(i, h)
+}
+
+// put is setLeaf under the lock.
+func (t *hashTree) put(i int64, h hash) {
 	g := t.leaves[i/leafGroup]
 	if g == nil {
 		if h == t.zero {

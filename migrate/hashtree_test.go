@@ -26,15 +26,15 @@ func TestRootAgainstWholeTree(t *testing.T) {
 			for i := first; i < end; i++ {
 				content[i] = byte(rapid.IntRange(0, 1).Draw(t, "byte")) * byte(i)
 			}
-			steps.set(first, content[first:end])
+			steps.setLeaves(first/block, hashBlocks(content[first:end], block))
 		}
 		whole := newHashTree(size, block)
-		whole.set(0, content)
+		whole.setLeaves(0, hashBlocks(content, block))
 		require.Equal(t, whole.root(), steps.root())
 		if size > 0 {
 			i := rapid.Int64Range(0, size-1).Draw(t, "flip")
 			content[i] ^= 1
-			whole.set(i/block*block, content[i/block*block:min(size, i/block*block+block)])
+			whole.setLeaves(i/block, hashBlocks(content[i/block*block:min(size, i/block*block+block)], block))
 			require.NotEqual(t, whole.root(), steps.root(), "a flipped bit at %d", i)
 		}
 	})
@@ -61,27 +61,59 @@ func BenchmarkRootOfEmptyTiB(b *testing.B) {
 }
 
 func TestFenceRefusesOlder(t *testing.T) {
-	g := generations{block: 512}
-	require.NoError(t, g.admit(Range{0, 2048}, 2))
-	require.NoError(t, g.admit(Range{512, 512}, 5))
+	f := fence{block: 512}
+	require.NoError(t, f.admit(Range{0, 2048}, Stamp{1, 2}))
+	require.NoError(t, f.admit(Range{512, 512}, Stamp{1, 5}))
 	var stale *StaleError
-	require.ErrorAs(t, g.admit(Range{0, 2048}, 4), &stale)
+	require.ErrorAs(t, f.admit(Range{0, 2048}, Stamp{1, 4}), &stale)
 	require.Equal(t, int64(512), stale.Off)
-	require.NoError(t, g.admit(Range{0, 512}, 3), "a refusal changes nothing")
-	require.NoError(t, g.admit(Range{512, 512}, 5), "a repetition is not older")
-	require.NoError(t, g.admit(Range{1 << 40, 512}, 1))
+	require.NoError(t, f.admit(Range{0, 512}, Stamp{1, 3}), "a refusal changes nothing")
+	require.NoError(t, f.admit(Range{512, 512}, Stamp{1, 5}), "a repetition is not older")
+	require.NoError(t, f.admit(Range{512, 512}, Stamp{2, 1}), "a new epoch is newer")
+	require.ErrorAs(t, f.admit(Range{1 << 30, 512}, Stamp{1, 99}), &stale, "an old epoch is over everywhere")
+	require.True(t, Stamp{1, 9}.before(Stamp{2, 1}))
+	require.False(t, Stamp{2, 1}.before(Stamp{2, 1}))
 }
 
 func TestBlockSet(t *testing.T) {
-	s := newBlockSet(10*512+100, 512)
-	s.addWithin(100, 1000) // only block 1 lies within
-	require.True(t, s.has(512, 512))
-	require.False(t, s.has(0, 512))
-	require.False(t, s.has(1024, 1))
-	s.addWithin(0, 10*512+100) // the short last block too
-	require.True(t, s.has(0, 10*512+100))
-	s.remove(1000, 100)
-	require.False(t, s.has(512, 1))
-	require.False(t, s.has(1024, 1))
-	require.True(t, s.has(1536, 512))
+	rapid.Check(t, func(t *rapid.T) {
+		const block = 512
+		size := rapid.Int64Range(1, 300*block).Draw(t, "size")
+		s := newBlockSet(size, block)
+		in := map[int64]bool{}
+		for range rapid.IntRange(0, 20).Draw(t, "steps") {
+			off := rapid.Int64Range(0, size-1).Draw(t, "off")
+			n := rapid.Int64Range(1, size-off).Draw(t, "n")
+			add := rapid.Bool().Draw(t, "add")
+			all := true
+			for i := off / block; i <= (off+n-1)/block; i++ {
+				all = all && in[i]
+			}
+			require.Equal(t, all, s.has(off, n))
+			for i := off / block; i <= (off+n-1)/block; i++ {
+				in[i] = add
+			}
+			if add {
+				s.add(off, n)
+			} else {
+				s.remove(off, n)
+			}
+		}
+		want := map[int64]bool{}
+		for i := range (size + block - 1) / block {
+			if !in[i] {
+				want[i] = true
+			}
+		}
+		got, end := map[int64]bool{}, int64(-1)
+		for _, r := range s.missing() {
+			require.Greater(t, r.Off, end)
+			require.LessOrEqual(t, r.End(), size)
+			end = r.End()
+			for off := r.Off; off < r.End(); off += block {
+				got[off/block] = true
+			}
+		}
+		require.Equal(t, want, got)
+	})
 }

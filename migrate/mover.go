@@ -128,7 +128,7 @@ func (v *mover) do(ctx context.Context, s state) (ended, error) {
 	case PhaseFinishing:
 		return outcomeOf(v.finish(ctx))
 	case PhaseVerifying:
-		return outcomeOf(v.verify())
+		return outcomeOf(v.verify(ctx))
 	case PhaseRelinquishing:
 		return outcomeOf(v.Guest.Relinquish(ctx, s.Epoch))
 	case PhaseSwapping:
@@ -233,9 +233,9 @@ func (v *mover) finish(ctx context.Context) error {
 	return nil
 }
 
-func (v *mover) verify() error {
+func (v *mover) verify(ctx context.Context) error {
 	for _, d := range v.disks {
-		if err := d.settled(); err != nil {
+		if err := d.settled(ctx); err != nil {
 			return err
 		}
 	}
