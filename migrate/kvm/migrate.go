@@ -59,7 +59,7 @@ func (m *move) run(ctx context.Context, r *migrate.Reporter) (migrate.Result, er
 	// From here on the job ends by its own patience, not by ctx: leaving now
 	// would leave a guest between two hosts.
 	ctx = context.WithoutCancel(ctx)
-	place, serr := m.settle(ctx, r, err == nil)
+	place, serr := m.settle(ctx, r, err)
 	return m.conclude(ctx, w, place, err, serr)
 }
 

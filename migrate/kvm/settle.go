@@ -122,16 +122,19 @@ type settlement struct {
 	from, to   *Host
 	handOver   HandOver
 	created    []string // what may be removed at the destination
-	patience   time.Duration
+	patience   time.Duration     // for silence and for libvirt's own end of the job
 	r          *migrate.Reporter // nil where there is no job
 }
 
-// settle finds out where the guest is after libvirt's call has ended, and
-// leaves it running on one side. success is what the call said.
-func (m *move) settle(ctx context.Context, r *migrate.Reporter, success bool) (place, error) {
+// settle finds out where the guest is after libvirt's call has ended with err,
+// and leaves it running on one side.
+func (m *move) settle(ctx context.Context, r *migrate.Reporter, err error) (place, error) {
 	s := &settlement{
 		uuid: m.guest.uuid, name: m.guest.name, from: m.from, to: m.to,
 		handOver: m.opts.HandOver, created: m.note.Created, patience: m.opts.Patience, r: r,
+	}
+	if errors.Is(err, share.ErrWedged) {
+		s.patience = retry // it was waited for already
 	}
 	return s.run(ctx)
 }
@@ -408,6 +411,9 @@ func settle(ctx context.Context, nameOrUUID string, from, to *Host) (*Guest, err
 		s.patience = time.Until(at)
 	}
 	src, dst := s.look(ctx, from), s.look(ctx, to)
+	for (src.state == UnknownState || dst.state == UnknownState) && src.note == nil && sleep(ctx, retry) {
+		src, dst = s.look(ctx, from), s.look(ctx, to)
+	}
 	n := src.note
 	if n == nil {
 		n = dst.note
