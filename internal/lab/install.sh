@@ -81,6 +81,7 @@ unpack() {
 		[ -n "$name" ] || { echo "install.sh: $1 names no kernel" >&2; exit 1; } ;;
 	esac
 	tmp=$(mktemp -d "$cache/packages/.new-XXXXXX")
+	trap 'rm -rf "$tmp"' EXIT
 	(cd "$tmp" && apt-get -qq download "$name" && dpkg-deb -x ./*.deb root && rm ./*.deb)
 	echo "$name" >"$tmp/.done"
 	rm -rf "$dir"
