@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -106,7 +107,9 @@ const (
 // never reconnects: when one of its connections ends, the Client has ended,
 // and every call under way or later gets the reason, which wraps
 // [share.ErrUnavailable], or [share.ErrCorrupt] if the server broke the
-// protocol. What was written and not flushed is then in an unknown state.
+// protocol. (If the server closed a connection that was idle, calls under way
+// on the others may still succeed.) What was written and not flushed is then
+// in an unknown state.
 //
 // A call whose context ends returns at once, with one exception: if just then
 // its bytes are on their way into or out of the buffer, they get 100 ms to
@@ -141,7 +144,7 @@ func newClient(hs []*handshake, o ClientOptions) *Client {
 	c.opts.MaxRequest -= c.opts.MaxRequest % c.info.BlockSizes.Minimum
 	c.opts.MaxRequest = max(c.opts.MaxRequest, c.info.BlockSizes.Minimum)
 	for _, h := range hs {
-		c.conns = append(c.conns, newConn(h, c.budget.release, c.fail))
+		c.conns = append(c.conns, newConn(h, c.budget.release, c.lost))
 	}
 	for _, k := range c.conns {
 		k.start()
@@ -152,15 +155,32 @@ func newClient(hs []*handshake, o ClientOptions) *Client {
 	return c
 }
 
-// fail ends all connections with one of them.
+// fail ends the Client. Its connections come here in turn when they end.
 func (c *Client) fail(err error) {
-	if !c.ended.CompareAndSwap(false, true) {
-		return // also when the connections below come here in turn
-	}
-	c.err = err
-	close(c.stop)
+	c.finish(err)
 	for _, k := range c.conns {
 		k.fail(err)
+	}
+}
+
+func (c *Client) finish(err error) {
+	if c.ended.CompareAndSwap(false, true) {
+		c.err = err
+		close(c.stop)
+	}
+}
+
+// lost is told by a connection that it has ended. If the server closed it
+// while it was idle, as one that goes down in good order does, the others may
+// still receive the answers to what is in flight.
+func (c *Client) lost(err error, idle bool) {
+	if !idle || !errors.Is(err, io.EOF) {
+		c.fail(err)
+		return
+	}
+	c.finish(err)
+	for _, k := range c.conns {
+		k.retire(err)
 	}
 }
 

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -24,7 +25,7 @@ type conn struct {
 	structured bool
 	contexts   map[string]uint32
 	release    func(n int64)
-	ended      func(error) // called once, without mu
+	ended      func(err error, idle bool) // called once, without mu
 	received   atomic.Uint64
 	wg         sync.WaitGroup
 
@@ -35,6 +36,7 @@ type conn struct {
 	free        []uint32
 	busy        int // slots taken
 	err         error
+	retired     error // why the connection ends when nothing is in flight
 }
 
 // slot is a place for a request in flight. The generation is the high half of
@@ -51,7 +53,7 @@ const (
 	goodbyeTime   = time.Second
 )
 
-func newConn(h *handshake, release func(int64), ended func(error)) *conn {
+func newConn(h *handshake, release func(int64), ended func(error, bool)) *conn {
 	c := &conn{
 		net: h.conn, raw: h.raw, in: bufio.NewReaderSize(h.conn, receiveBuffer), out: newSender(h.conn),
 		structured: h.structured, contexts: h.contexts, release: release, ended: ended,
@@ -70,8 +72,8 @@ func (c *conn) submit(r *request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r.conn = c
-	if c.err != nil {
-		r.err, r.finished = c.err, true
+	if c.err != nil || c.retired != nil {
+		r.err, r.finished = cmp.Or(c.err, c.retired), true
 		c.settle(r)
 		return
 	}
@@ -127,6 +129,9 @@ func (c *conn) settle(r *request) {
 			c.slots[i].req = nil
 			c.free = append(c.free, i)
 			c.busy--
+			if c.retired != nil {
+				c.wake.Signal()
+			}
 		}
 		c.release(r.cost)
 		if !r.signaled {
@@ -149,6 +154,7 @@ func (c *conn) fail(err error) {
 		return
 	}
 	c.err = err
+	idle := c.busy == 0
 	c.first, c.last = nil, nil
 	for i := range c.slots {
 		if r := c.slots[i].req; r != nil {
@@ -167,7 +173,16 @@ func (c *conn) fail(err error) {
 		// The sender says goodbye, and closes.
 		c.raw.SetDeadline(time.Now().Add(goodbyeTime))
 	}
-	c.ended(err)
+	c.ended(err, idle)
+}
+
+// retire ends the connection as soon as nothing is in flight. Until then it
+// takes nothing more.
+func (c *conn) retire(err error) {
+	c.mu.Lock()
+	c.retired = err
+	c.wake.Signal()
+	c.mu.Unlock()
 }
 
 // send sends what is queued, several requests with one system call.
@@ -175,8 +190,13 @@ func (c *conn) send() {
 	batch := make([]*request, 0, batchRequests)
 	for {
 		c.mu.Lock()
-		for c.first == nil && c.err == nil {
+		for c.first == nil && c.err == nil && (c.retired == nil || c.busy > 0) {
 			c.wake.Wait()
+		}
+		if c.first == nil && c.err == nil {
+			c.mu.Unlock()
+			c.fail(c.retired)
+			return
 		}
 		if c.err != nil {
 			polite := errors.Is(c.err, share.ErrClosed)

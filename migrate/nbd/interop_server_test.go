@@ -129,7 +129,7 @@ func TestServerCopyAndCompare(t *testing.T) {
 				output(t, "qemu-img", "convert", "-f", "raw", "-O", "raw", uri, back)
 				require.Contains(t, output(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", file, uri), "identical")
 			}
-			same(t, data, mem.data)
+			same(t, data, mem.content())
 			got, err := os.ReadFile(back)
 			require.NoError(t, err)
 			same(t, data, got)
@@ -211,7 +211,7 @@ func TestServerTLS(t *testing.T) {
 	output(t, "nbdcopy", uri("nbds", mine), back)
 	got, err := os.ReadFile(back)
 	require.NoError(t, err)
-	same(t, mem.data, got)
+	same(t, mem.content(), got)
 
 	_, port, _ := net.SplitHostPort(l.Addr().String())
 	qemu := func(dir string) []string {

@@ -1,6 +1,7 @@
 package nbd_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -56,6 +57,13 @@ func (m *memory) count(what string) int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.calls[what]
+}
+
+// content is a copy of what is stored.
+func (m *memory) content() []byte {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return bytes.Clone(m.data)
 }
 
 // setPause makes all later calls wait until resume is called.

@@ -112,6 +112,7 @@ func (t *session) transmission() error {
 		t.stop(err)
 	}
 	close(t.work)
+	t.blocked.Store(t.draining.Load())
 	workers.Wait()
 	if err == nil {
 		t.conn.Close() // TLS says goodbye
