@@ -59,12 +59,25 @@ func (c *change) recover(ctx context.Context) error {
 			err = c.remove()
 		case resizing:
 			err = c.finishResize(ctx)
+		case rolling:
+			err = c.recoverRollBack()
 		}
 		if err != nil {
 			return fmt.Errorf("finishing what an earlier call left %s: %w", c.rec.State, err)
 		}
 	}
 	return c.sweep()
+}
+
+// recoverRollBack records what the image has become. Whether it was rolled
+// back the caller cannot know and will repeat.
+func (c *change) recoverRollBack() error {
+	f, err := c.d.openImage(c.rec, true)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return c.finishRollBack(f)
 }
 
 // sweep removes what of the volume is in tmp: nobody is at work on it. Of a

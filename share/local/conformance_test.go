@@ -71,3 +71,5 @@ func (b *syncBuffer) String() string {
 }
 
 func TestRawConforms(t *testing.T) { sharetest.Run(t, harness(Options{})) }
+
+func TestQcow2Conforms(t *testing.T) { sharetest.Run(t, harness(Options{Format: share.Qcow2})) }

@@ -120,6 +120,9 @@ func (d *dir) give(f *os.File, mode, def fs.FileMode) error {
 
 // makeImage gives a new file the content of an empty disk.
 func (d *dir) makeImage(ctx context.Context, f *os.File, spec share.Spec) error {
+	if spec.Format == share.Qcow2 {
+		return d.makeQcow2(ctx, f, spec)
+	}
 	if err := f.Truncate(int64(spec.Size)); err != nil {
 		return err
 	}

@@ -67,8 +67,15 @@ func allocated(st fs.FileInfo) share.Bytes {
 
 // checkContainer compares the file with the record before its first use.
 func checkContainer(f *os.File, r *record, size int64) error {
-	if size != int64(r.Size) && (r.State != resizing || size != int64(r.Target)) {
-		return fmt.Errorf("the image %w: it has %d bytes, and %d are recorded", share.ErrCorrupt, size, int64(r.Size))
+	if r.Format == share.Qcow2 {
+		h, err := readQcow2(f)
+		if err != nil {
+			return err
+		}
+		size = int64(h.Size)
 	}
-	return nil
+	if size == int64(r.Size) || (r.State == resizing || r.State == rolling) && size == int64(r.Target) {
+		return nil
+	}
+	return fmt.Errorf("the image %w: the disk has %d bytes, and %d are recorded", share.ErrCorrupt, size, int64(r.Size))
 }

@@ -64,7 +64,7 @@ func lockImage(f *os.File, u use) error {
 			err = eachBit(forbids, func(bit int64) error { return byteIsFree(fd, usesBase+bit) })
 		}
 		if err != nil {
-			_ = unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK, Start: usesBase, Len: 2 * (forbidsBase - usesBase)})
+			_ = unlockBytes(fd)
 		}
 		return err
 	})
@@ -72,6 +72,14 @@ func lockImage(f *os.File, u use) error {
 		return fmt.Errorf("locking the image: %w", err)
 	}
 	return nil
+}
+
+// unlockImage gives the locks back before f is closed: to a program that gets
+// the image from here and takes them for itself.
+func unlockImage(f *os.File) error { return control(f, unlockBytes) }
+
+func unlockBytes(fd int) error {
+	return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK, Start: usesBase, Len: 2 * (forbidsBase - usesBase)})
 }
 
 func eachBit(p permission, f func(bit int64) error) error {

@@ -90,7 +90,8 @@ type dir struct {
 	root  *os.Root
 	store *store
 	opts  Options
-	gid   int // -1: leave it
+	gid   int    // -1: leave it
+	tools *tools // nil: not installed
 	info  share.Info
 
 	mu     sync.Mutex
@@ -234,9 +235,20 @@ func lookupGroup(name string) (int, error) {
 // describeShare fills in what Info returns.
 func (d *dir) describeShare() error {
 	formats := []share.Format{share.Raw}
-	if i := slices.Index(formats, d.opts.Format); i > 0 {
+	snapshots := share.Support{OK: true, Reason: "qcow2 disks only, while they are not open"}
+	tools, err := findTools()
+	if err != nil {
+		snapshots = share.No(err.Error())
+	} else {
+		d.tools = tools
+		formats = append(formats, share.Qcow2)
+	}
+	switch i := slices.Index(formats, d.opts.Format); {
+	case i > 0:
 		formats[0], formats[i] = formats[i], formats[0]
-	} else if i < 0 && d.opts.Format != share.None {
+	case i < 0 && d.opts.Format == share.Qcow2:
+		return err
+	case i < 0 && d.opts.Format != share.None:
 		return &share.UnsupportedError{What: fmt.Sprintf("format %q", string(d.opts.Format)), Reason: fmt.Sprintf("the share has %q", formats)}
 	}
 	d.info = share.Info{
@@ -251,7 +263,7 @@ func (d *dir) describeShare() error {
 			share.CanDelete:       share.Yes,
 			share.CanList:         share.Yes,
 			share.CanResize:       {OK: true, Reason: "disks only, while they are not open"},
-			share.CanSnapshot:     share.No("raw images and directories have none"),
+			share.CanSnapshot:     snapshots,
 			share.CanClone:        share.No("few file systems can share blocks between files; create a volume and copy"),
 			share.CanOpenDevice:   share.Yes,
 			share.CanListChanges:  share.No("image files do not record what changed; compare, or track writes"),
@@ -263,7 +275,12 @@ func (d *dir) describeShare() error {
 }
 
 // withTools returns the share with the interfaces that need QEMU's tools.
-func (d *dir) withTools() share.Share { return d }
+func (d *dir) withTools() share.Share {
+	if d.tools == nil {
+		return d
+	}
+	return qemuDir{d}
+}
 
 // Info implements [share.Share].
 func (d *dir) Info() share.Info {

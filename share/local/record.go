@@ -31,12 +31,15 @@ type state string
 const (
 	creating state = "creating" // the volume may be in place already
 	ready    state = "ready"
-	resizing state = "resizing" // the image has the size Size or Target
+	resizing state = "resizing" // the image has the size Size, and is to have Target
+	rolling  state = "rolling"  // back to a snapshot; the image has the size Size or Target
 	deleting state = "deleting" // the volume may be out of its place already
 )
 
 // exists reports whether the volume is there for those who ask.
-func (r *record) exists() bool { return r != nil && (r.State == ready || r.State == resizing) }
+func (r *record) exists() bool {
+	return r != nil && (r.State == ready || r.State == resizing || r.State == rolling)
+}
 
 // temp is the name, in the folder for such, of the volume while it is made or
 // removed.
@@ -104,12 +107,14 @@ func (r *record) check(name string) error {
 		return bad("the kind is missing")
 	case r.Kind == share.Disk && (r.Size <= 0 || r.Size%512 != 0):
 		return bad(fmt.Sprintf("a size of %d bytes", int64(r.Size)))
+	case r.Kind == share.Disk && r.Format != share.Raw && r.Format != share.Qcow2:
+		return bad(fmt.Sprintf("format %q", string(r.Format)))
 	}
 	if _, err := hex.DecodeString(r.ID); err != nil {
 		return bad("the ID is malformed")
 	}
 	switch r.State {
-	case creating, ready, resizing, deleting:
+	case creating, ready, resizing, rolling, deleting:
 		return nil
 	}
 	return bad(fmt.Sprintf("state %q", string(r.State)))

@@ -34,7 +34,12 @@ func (d *dir) Resize(ctx context.Context, name string, size share.Bytes, opts *s
 }
 
 func (c *change) resize(ctx context.Context, size share.Bytes) error {
-	if err := c.mustBeFree(); err != nil {
+	f, err := c.d.openImage(c.rec, true)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := c.free(f); err != nil {
 		return err
 	}
 	was := *c.rec
@@ -49,14 +54,12 @@ func (c *change) resize(ctx context.Context, size share.Bytes) error {
 	return nil
 }
 
-// mustBeFree returns ErrInUse if anyone has the image open.
-func (c *change) mustBeFree() error {
-	f, err := c.d.openImage(c.rec, true)
-	if err != nil {
+// free returns ErrInUse if anyone has the image open.
+func (c *change) free(f *os.File) error {
+	if err := lockImage(f, aloneOn); err != nil {
 		return err
 	}
-	defer f.Close()
-	return lockImage(f, aloneOn)
+	return unlockImage(f)
 }
 
 // finishResize brings the image to its target and records it. It may be
@@ -67,9 +70,6 @@ func (c *change) finishResize(ctx context.Context) error {
 		return err
 	}
 	defer f.Close()
-	if err := lockImage(f, aloneOn); err != nil {
-		return err
-	}
 	if err := c.resizeImage(ctx, f); err != nil {
 		return err
 	}
@@ -78,7 +78,16 @@ func (c *change) finishResize(ctx context.Context) error {
 	return c.d.store.save(c.rec)
 }
 
-func (c *change) resizeImage(_ context.Context, f *os.File) error {
+func (c *change) resizeImage(ctx context.Context, f *os.File) error {
+	if c.rec.Format == share.Qcow2 {
+		if err := c.free(f); err != nil {
+			return err
+		}
+		return c.d.resizeQcow2(ctx, f, c.rec.Target)
+	}
+	if err := lockImage(f, aloneOn); err != nil {
+		return err
+	}
 	if err := f.Truncate(int64(c.rec.Target)); err != nil {
 		return err
 	}
