@@ -93,15 +93,16 @@ var kinds = map[libvirt.ErrorNumber]error{
 var texts = []struct {
 	part string
 	kind error
-}{
+}{ // the first that fits
+	{"Permission denied", share.ErrDenied},
+	{"Operation not permitted", share.ErrDenied},
+	{"Failed to connect", share.ErrUnavailable}, // to a socket that is not there, too
+	{"nable to connect", share.ErrUnavailable},
 	{"No space left on device", share.ErrNoSpace},
 	{"Disk quota exceeded", share.ErrNoSpace},
 	{"No such file or directory", share.ErrNotExist},
 	{"File exists", share.ErrExist},
-	{"Permission denied", share.ErrDenied},
-	{"Operation not permitted", share.ErrDenied},
-	{"certificate", share.ErrDenied},
-	{"Certificate", share.ErrDenied},
+	{"ertificate", share.ErrDenied},
 	{"Connection refused", share.ErrUnavailable},
 	{"Connection reset", share.ErrUnavailable},
 	{"Connection timed out", share.ErrUnavailable},

@@ -51,6 +51,7 @@ func (m *move) copy(ctx context.Context, w *watch) error {
 			if err == nil {
 				return nil
 			}
+			err = m.explain(err)
 			if reason != nil {
 				return fmt.Errorf("%w: %w", reason, err)
 			}
@@ -144,6 +145,15 @@ func (m *move) start(ctx context.Context) (<-chan error, error) {
 		done <- virt.Error("libvirt's migration", err)
 	}()
 	return done, nil
+}
+
+// explain adds the remedy for the failure that a first try meets.
+func (m *move) explain(err error) error {
+	text := err.Error()
+	if m.opts.Plaintext || !strings.Contains(text, "credentials") && !strings.Contains(text, "TLS") && !strings.Contains(text, "ertificate") {
+		return err
+	}
+	return fmt.Errorf("TLS between the hosts %w: give both hosts certificates that the other verifies (migrate_tls_x509_cert_dir in qemu.conf), TLSName the name in the destination's, or say Plaintext: %w", share.ErrDenied, err)
 }
 
 // sameFigures says that nothing went over between two looks. What remains is no

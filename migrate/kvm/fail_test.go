@@ -173,6 +173,7 @@ func TestLinkCutAtSwitchover(t *testing.T) {
 			t.Logf("%v after %v: %v", res.Phase, time.Since(began).Round(time.Millisecond), err)
 			if res.Phase == migrate.PhaseIndeterminate {
 				require.ErrorIs(t, err, share.ErrWedged)
+				require.Less(t, time.Since(began), 25*time.Second)
 				hosts, err := r.lab.Processes(g)
 				require.NoError(t, err)
 				require.NotEmpty(t, hosts, "the guest stands, and is not lost")

@@ -16,7 +16,12 @@ import (
 	"github.com/vmferry/vmferry/share"
 )
 
-func TestMain(m *testing.M) { lab.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(childEnv) != "" {
+		os.Exit(child())
+	}
+	lab.Main(m)
+}
 
 // rig is a lab with two hosts, both connected.
 type rig struct {

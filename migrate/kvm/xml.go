@@ -61,6 +61,9 @@ func editDisks(text string, edit func(*libvirtxml.DomainDisk) (bool, error)) (st
 			copied = end
 		}
 	}
+	if len(path) > 0 {
+		return "", fmt.Errorf("%w: the guest's definition ends within <%s>", share.ErrInvalid, path[len(path)-1])
+	}
 	out.WriteString(text[copied:])
 	return out.String(), nil
 }
