@@ -58,6 +58,12 @@ func (c *Client) BlockStatus(ctx context.Context, context string, off, n int64) 
 // early; see [share.ListExtents]. Without that context it fails with
 // errors.ErrUnsupported.
 func (c *Client) Extents(ctx context.Context, off, n int64) ([]share.Extent, error) {
+	if err := c.checkRange(CmdBlockStatus, off, n); err != nil {
+		return nil, err
+	}
+	if err := c.usable(ctx); err != nil {
+		return nil, err
+	}
 	if _, ok := c.conns[0].contexts[ContextAllocation]; !ok {
 		return nil, fmt.Errorf("nbd: the server does not tell allocation: %w", errors.ErrUnsupported)
 	}
@@ -77,6 +83,9 @@ func (c *Client) Extents(ctx context.Context, off, n int64) ([]share.Extent, err
 // merged, all in the state data. The context DirtyBitmap(name) must have been
 // selected, else it fails with [share.ErrNotExist].
 func (c *Client) DirtyExtents(ctx context.Context, name string, off, n int64) ([]share.Extent, error) {
+	if err := c.checkRange(CmdBlockStatus, off, n); err != nil {
+		return nil, err
+	}
 	var dirty []share.Extent
 	for end := off + n; off < end; {
 		part, err := c.BlockStatus(ctx, DirtyBitmap(name), off, end-off)

@@ -301,11 +301,11 @@ func (c *Client) usable(ctx context.Context) error {
 }
 
 func (c *Client) call(ctx context.Context, k command, off, n int64) error {
-	if c.flags&k.need != k.need {
-		return fmt.Errorf("nbd: %v: the server does not support it for export %s: %w", k.cmd, quote(c.info.Name), errors.ErrUnsupported)
-	}
 	if err := c.checkRange(k.cmd, off, n); err != nil {
 		return err
+	}
+	if c.flags&k.need != k.need {
+		return fmt.Errorf("nbd: %v: the server does not support it for export %s: %w", k.cmd, quote(c.info.Name), errors.ErrUnsupported)
 	}
 	if n == 0 && k.cmd != CmdFlush {
 		return c.usable(ctx)

@@ -38,10 +38,13 @@ func (d *dialer) dial(ctx context.Context) (*handshake, error) {
 	defer cancel()
 	conn, err := d.opts.DialContext(within, d.uri.Network, d.uri.Address)
 	if err != nil {
-		if ctx.Err() != nil { // which not every dialer's error wraps
+		switch {
+		case ctx.Err() != nil: // which not every dialer's error wraps
 			err = errors.Join(ctx.Err(), err)
+		case within.Err() != nil: // our own limit is not the caller's deadline
+			err = fmt.Errorf("no connection within %v", d.opts.HandshakeTimeout)
 		}
-		return nil, fmt.Errorf("nbd: connect to %s: %w: %w", d.uri.Address, share.ErrUnavailable, err)
+		return nil, fmt.Errorf("nbd: connect to %s: %w: %w", quote(d.uri.Address), share.ErrUnavailable, err)
 	}
 	name := d.uri.TLSHostname
 	if name == "" && d.uri.Network == "tcp" {

@@ -153,7 +153,7 @@ func TestURI(t *testing.T) {
 		"", "host", "http://host/", "nbd:", "nbd://", "nbd:opaque", "nbd://:10809/", "nbd://host:0/", "nbd://host:99999/", "nbd://host:x/",
 		"nbd://user:secret@host/", "nbd://host/?socket=/s", "nbd+unix:///", "nbd+unix://host/?socket=/s", "nbd+unix:///?socket=",
 		"nbd+unix:///?socket=a&socket=b", "nbd+unix:///?socket=a%00b", "nbd://host/?tls-type=psk", "nbd://host/?tls-verify-peer=0",
-		"nbd://host/?unknown=1", "nbd://host/#fragment", "nbd://host/%00", "nbd://host/%ff", "nbd://host/?%zz",
+		"nbd://host/?unknown=1", "nbd://host/#fragment", "nbd://host/%00", "nbd://host/%ff", "nbd://host/?%zz", "nbd://::", "nbd://a%20b/",
 	} {
 		_, err := ParseURI(in)
 		require.ErrorIs(t, err, share.ErrInvalid, in)

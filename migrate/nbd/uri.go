@@ -3,6 +3,7 @@ package nbd
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -114,6 +115,9 @@ func (u *URI) tcp(from *url.URL) error {
 	if host == "" {
 		return uriError("the host is missing")
 	}
+	if _, err := netip.ParseAddr(host); err != nil && !isName(host) {
+		return uriError("the host is neither a name nor an address")
+	}
 	if port == "" {
 		port = strconv.Itoa(DefaultPort)
 	}
@@ -122,6 +126,19 @@ func (u *URI) tcp(from *url.URL) error {
 	}
 	u.Address = net.JoinHostPort(host, port)
 	return nil
+}
+
+// isName accepts what is in host names: letters, digits, dots and dashes, and
+// the underscore that some have.
+func isName(s string) bool {
+	for _, c := range []byte(s) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '.', c == '-', c == '_':
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 // String writes the URI so that [ParseURI] reads the same back.
