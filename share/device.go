@@ -54,7 +54,10 @@ const (
 )
 
 // Zeroer is a [Device] that can make a range read as zeros without the zeros
-// being sent: NBD_CMD_WRITE_ZEROES, fallocate(2).
+// being sent: NBD_CMD_WRITE_ZEROES, fallocate(2). A wrapper or a client may find
+// that what lies beneath cannot after all: errors.ErrUnsupported, and nothing
+// was changed; [ZeroRange] then writes zeros. So too with [Discarder] and
+// [ExtentLister].
 type Zeroer interface {
 	// Zero makes n bytes from off read as zeros. It is a write in all
 	// respects. Without [ZeroKeepAllocated] the space may be given back.

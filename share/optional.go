@@ -163,8 +163,10 @@ func Clone(ctx context.Context, s Share, volume, snapshot, name string) (Volume,
 // DeviceOpener is a [Share] whose disks this program can open.
 type DeviceOpener interface {
 	// OpenDevice opens the blocks of a disk. A writer is alone: while one is
-	// open, another OpenDevice for writing is [ErrInUse]. The device's
-	// Identity is the volume's ID.
+	// open, another OpenDevice for writing is [ErrInUse]. A reader beside it
+	// sees what it writes, or is ErrInUse too where the format does not allow
+	// that. The device's Identity is the volume's ID. It outlives ctx, and
+	// ends with the share.
 	OpenDevice(ctx context.Context, name string, opts *OpenOptions) (Device, error)
 }
 
