@@ -9,6 +9,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -24,10 +25,10 @@ import (
 // only when the destination has flushed, and has given back, what was written.
 type diskCopy struct {
 	DiskMove
+	opts   Options
 	target target
 	cursor Cursor
 	block  int64
-	window int64
 	epoch  uint64
 	bufs   *buffers
 	// sent are the hashes of what was read from the source.
@@ -45,16 +46,14 @@ const leasesUnderWay = 2
 
 func newDiskCopy(d DiskMove, o Options) *diskCopy {
 	block, size := d.Tracker.Granularity(), d.Source.Size()
-	c := &diskCopy{DiskMove: d, block: block, window: o.Window, epoch: 1, bufs: newBuffers(o.Streams, max(ChunkSize, block)),
+	return &diskCopy{DiskMove: d, opts: o, block: block, bufs: newBuffers(o.Streams, max(ChunkSize, block)),
 		sent: newHashTree(size, block), unwritten: newBlockSet(size, block)}
-	c.target = newDeviceTarget(d.Destination, size, block, !o.NoReadBack, c.bufs)
-	return c
 }
 
 // open begins to track, and asks the destination what it need not be told.
 func (c *diskCopy) open(ctx context.Context) error {
-	if err := c.checkSizes(); err != nil { // again: time has passed since Start
-		return err
+	if err := c.reach(ctx); err != nil {
+		return fmt.Errorf("disk %s: %w", c.Name, err)
 	}
 	blank, err := c.target.blank(ctx)
 	if err != nil {
@@ -70,13 +69,29 @@ func (c *diskCopy) open(ctx context.Context) error {
 	return nil
 }
 
+// reach opens the way to the destination, and makes sure that it is the right
+// one: sizes and identities are compared again, because time has passed.
+func (c *diskCopy) reach(ctx context.Context) error {
+	c.epoch = uint64(time.Now().UnixNano()) // later attempts are greater
+	if c.Remote == nil {
+		c.target = newDeviceTarget(c.Destination, c.Source.Size(), c.block, !c.opts.NoReadBack, c.bufs)
+		return c.checkDestination(c.Destination.Size(), share.IdentityOf(c.Destination))
+	}
+	t, err := c.Remote.dial(ctx, c.Source.Size(), c.block, c.epoch)
+	if err != nil {
+		return err
+	}
+	c.target = t
+	return c.checkDestination(t.welcome.Size, t.welcome.Identity)
+}
+
 // pass sends everything that is dirty once. progress is called after each
 // lease.
 func (c *diskCopy) pass(ctx context.Context, progress func()) error {
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(leasesUnderWay)
 	for gctx.Err() == nil {
-		l, err := c.cursor.Lease(gctx, c.window)
+		l, err := c.cursor.Lease(gctx, c.opts.Window)
 		if err == io.EOF {
 			break
 		}
@@ -249,6 +264,9 @@ func (c *diskCopy) settled(ctx context.Context) error {
 }
 
 func (c *diskCopy) close() {
+	if t, ok := c.target.(*remoteTarget); ok {
+		t.close()
+	}
 	if c.cursor != nil {
 		_ = c.cursor.Close() // a cursor's Close cannot fail in a way that matters now
 	}
@@ -263,7 +281,10 @@ func (c *diskCopy) progress() DiskProgress {
 }
 
 func (c *diskCopy) result() DiskResult {
-	r := DiskResult{Name: c.Name, Size: c.Source.Size(), Sent: c.sentBytes.Load(), Zero: c.zeroBytes.Load(), Proof: c.target.proof()}
+	r := DiskResult{Name: c.Name, Size: c.Source.Size(), Sent: c.sentBytes.Load(), Zero: c.zeroBytes.Load(), Proof: "none"}
+	if c.target != nil {
+		r.Proof = c.target.proof()
+	}
 	if r.Proof != "none" {
 		r.Root = c.sent.root()
 	}

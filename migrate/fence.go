@@ -53,6 +53,9 @@ type StaleError struct {
 	Stamp, Newer Stamp
 }
 
+// Is makes the error an [ErrStale].
+func (e *StaleError) Is(target error) bool { return target == ErrStale }
+
 func (e *StaleError) Error() string {
 	return fmt.Sprintf("the block at %d of epoch %d, generation %d is older than what was written in epoch %d, generation %d",
 		e.Off, e.Stamp.Epoch, e.Stamp.Generation, e.Newer.Epoch, e.Newer.Generation)

@@ -39,7 +39,10 @@ type DiskMove struct {
 	// Tracker knows what the guest changes on Source.
 	Tracker Tracker
 	// Destination is written. Nothing else may write it until the move ends.
+	// Either this or Remote is set.
 	Destination share.Device
+	// Remote is a destination at a [Receiver] on another host.
+	Remote *Remote
 	// DestinationID, if not "", is the identity that Destination must have,
 	// else nothing is written; see [share.Identifier].
 	DestinationID string
@@ -188,32 +191,36 @@ func (m *Move) check() error {
 		switch {
 		case d.Name == "" || names[d.Name]:
 			return fmt.Errorf("%w: move %s: disk name %q is empty or not alone", share.ErrInvalid, m.ID, d.Name)
-		case d.Source == nil || d.Destination == nil || d.Tracker == nil:
-			return fmt.Errorf("%w: move %s: disk %s needs a source, a tracker and a destination", share.ErrInvalid, m.ID, d.Name)
-		}
-		if err := d.checkSizes(); err != nil {
-			return fmt.Errorf("move %s: %w", m.ID, err)
+		case d.Source == nil || d.Tracker == nil:
+			return fmt.Errorf("%w: move %s: disk %s needs a source and a tracker", share.ErrInvalid, m.ID, d.Name)
+		case (d.Destination == nil) == (d.Remote == nil):
+			return fmt.Errorf("%w: move %s: disk %s needs either a destination or a remote", share.ErrInvalid, m.ID, d.Name)
+		case d.Tracker.Size() != d.Source.Size():
+			return fmt.Errorf("%w: disk %s has %d bytes, its tracker %d", share.ErrInvalid, d.Name, d.Source.Size(), d.Tracker.Size())
 		}
 		names[d.Name] = true
+		if d.Destination == nil {
+			continue // its receiver is asked when the move begins
+		}
+		if err := d.checkDestination(d.Destination.Size(), share.IdentityOf(d.Destination)); err != nil {
+			return fmt.Errorf("move %s: %w", m.ID, err)
+		}
 	}
 	return nil
 }
 
-func (d *DiskMove) checkSizes() error {
-	from, to := d.Source.Size(), d.Destination.Size()
+// checkDestination refuses a destination of the wrong size or identity.
+func (d *DiskMove) checkDestination(to int64, id string) error {
+	from := d.Source.Size()
 	switch {
-	case d.Tracker.Size() != from:
-		return fmt.Errorf("%w: disk %s has %d bytes, its tracker %d", share.ErrInvalid, d.Name, from, d.Tracker.Size())
 	case to < from:
 		return fmt.Errorf("%w: disk %s has %d bytes, and the destination only %d", share.ErrInvalid, d.Name, from, to)
 	case to > from && !d.AllowLarger:
 		return fmt.Errorf("%w: disk %s has %d bytes, and the destination %d; AllowLarger lets it be so", share.ErrInvalid, d.Name, from, to)
-	}
-	if id := share.IdentityOf(d.Destination); d.DestinationID != "" && id != d.DestinationID {
+	case d.DestinationID != "" && id != d.DestinationID:
 		return fmt.Errorf("%w: disk %s: the destination is %q, not %q", share.ErrWrongDevice, d.Name, id, d.DestinationID)
-	}
-	if a, b := share.IdentityOf(d.Source), share.IdentityOf(d.Destination); a != "" && a == b {
-		return fmt.Errorf("%w: disk %s: source and destination are one device, %q", share.ErrInvalid, d.Name, a)
+	case id != "" && id == share.IdentityOf(d.Source):
+		return fmt.Errorf("%w: disk %s: source and destination are one device, %q", share.ErrInvalid, d.Name, id)
 	}
 	return nil
 }
