@@ -114,9 +114,14 @@ func yours(ctx context.Context, c *config, s *screen) (*report, error) {
 		return rep, err
 	}
 	defer to.Close()
-	guest, err := from.Guest(connect, c.guest)
+	// Where it is, if an earlier run was killed.
+	guest, err := kvm.Settle(connect, c.guest, from, to)
 	if err != nil {
 		return rep, err
+	}
+	if guest.Host() == to {
+		s.say("%s is at %s already.", c.guest, c.to)
+		return rep, nil
 	}
 	res, err := move(ctx, guest, to, c.MigrateOptions, s)
 	rep.Moves = append(rep.Moves, moveReport{From: c.from, To: c.to, Result: res, OneCopy: res.Phase == migrate.PhaseDone})

@@ -70,7 +70,16 @@ func (r *rig) ctx() context.Context {
 }
 
 func (r *rig) connect(i int) *kvm.Host {
-	h, err := kvm.Connect(r.ctx(), r.lab.Host(i).URI(), &kvm.ConnectOptions{KeepAlive: 2 * time.Second})
+	var h *kvm.Host
+	var err error
+	// A daemon that has just started may hang up on its first clients.
+	for range 50 {
+		h, err = kvm.Connect(r.ctx(), r.lab.Host(i).URI(), &kvm.ConnectOptions{KeepAlive: 2 * time.Second})
+		if !share.Retryable(err) {
+			break
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 	require.NoError(r, err)
 	r.Cleanup(func() { require.NoError(r, h.Close()) })
 	return h
@@ -199,4 +208,3 @@ func (r *rig) runsOn(i int, g *lab.Guest, disks ...lab.Disk) {
 	_, err = g.Verify(ctx, r.lab.Host(i), disks...)
 	require.NoError(r, err)
 }
-

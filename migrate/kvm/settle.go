@@ -121,7 +121,7 @@ type settlement struct {
 	uuid, name string
 	from, to   *Host
 	handOver   HandOver
-	created    []string // what may be removed at the destination
+	created    []string          // what may be removed at the destination
 	patience   time.Duration     // for silence and for libvirt's own end of the job
 	r          *migrate.Reporter // nil where there is no job
 }

@@ -109,8 +109,8 @@ func TestTLS(t *testing.T) {
 	// a name that is not the one in the certificate.
 	other := newAuthority(t)
 	for name, c := range map[string]func() *kvm.MigrateOptions{
-		"the destination's certificate": func() *kvm.MigrateOptions { other.equip(l.Host(0), ca); return nil },
-		"the source's certificate":      func() *kvm.MigrateOptions { other.equip(l.Host(1), ca); return nil },
+		"the destination's certificate": func() *kvm.MigrateOptions { other.equip(l.Host(0), other); return nil },
+		"the source's certificate":      func() *kvm.MigrateOptions { other.equip(l.Host(1), other); return nil },
 		"the name":                      func() *kvm.MigrateOptions { return &kvm.MigrateOptions{TLSName: "elsewhere.example"} },
 	} {
 		ca.equip(l.Host(0), ca)
