@@ -2,6 +2,7 @@ package nbd_test
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -38,18 +39,28 @@ var benchRAM = sync.OnceValue(func() ram {
 	return r
 })
 
-func benchURI(b *testing.B, network string) string {
+// benchClient is a client of our server over a kind of network.
+func benchClient(b *testing.B, network string) *nbd.Client {
 	if network == "unix" {
 		_, uri := serve(b, nbd.Export{Device: benchRAM()}, nil)
-		return uri
+		return dial(b, uri, nil)
 	}
-	s, err := nbd.NewServer(nil)
+	var server *nbd.ServerOptions
+	var client *nbd.ClientOptions
+	if network == "tls" {
+		ca := newAuthority(b)
+		pair, _ := ca.issue("server", "server")
+		mine, _ := ca.issue("client", "client")
+		server = &nbd.ServerOptions{TLS: &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: ca.pool()}}
+		client = &nbd.ClientOptions{TLS: &tls.Config{Certificates: []tls.Certificate{mine}, RootCAs: ca.pool()}}
+	}
+	s, err := nbd.NewServer(server)
 	require.NoError(b, err)
 	require.NoError(b, s.Add("", nbd.Export{Device: benchRAM()}))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(b, err)
 	run(b, s, l)
-	return "nbd://" + l.Addr().String()
+	return dial(b, "nbd://"+l.Addr().String(), client)
 }
 
 // pump moves b.N blocks with depth callers.
@@ -78,14 +89,14 @@ func pump(b *testing.B, depth int, size int64, move func(p []byte, block int64) 
 
 func BenchmarkSequential(b *testing.B) {
 	ctx := context.Background()
-	for _, network := range []string{"unix", "tcp"} {
+	for _, network := range []string{"unix", "tcp", "tls"} {
 		for _, size := range []int64{256 << 10, 1 << 20} {
 			b.Run(fmt.Sprintf("read/%s/%dKiB", network, size>>10), func(b *testing.B) {
-				c := dial(b, benchURI(b, network), nil)
+				c := benchClient(b, network)
 				pump(b, 8, size, func(p []byte, i int64) error { return c.ReadAt(ctx, p, i*size%benchSize) })
 			})
 			b.Run(fmt.Sprintf("write/%s/%dKiB", network, size>>10), func(b *testing.B) {
-				c := dial(b, benchURI(b, network), nil)
+				c := benchClient(b, network)
 				pump(b, 8, size, func(p []byte, i int64) error { return c.WriteAt(ctx, p, i*size%benchSize) })
 			})
 		}
@@ -98,11 +109,11 @@ func BenchmarkRandom4KiB(b *testing.B) {
 		for _, depth := range []int{1, 32} {
 			at := func() int64 { return rand.Int64N(benchSize/4096) * 4096 }
 			b.Run(fmt.Sprintf("read/%s/depth%d", network, depth), func(b *testing.B) {
-				c := dial(b, benchURI(b, network), nil)
+				c := benchClient(b, network)
 				pump(b, depth, 4096, func(p []byte, _ int64) error { return c.ReadAt(ctx, p, at()) })
 			})
 			b.Run(fmt.Sprintf("write/%s/depth%d", network, depth), func(b *testing.B) {
-				c := dial(b, benchURI(b, network), nil)
+				c := benchClient(b, network)
 				pump(b, depth, 4096, func(p []byte, _ int64) error { return c.WriteAt(ctx, p, at()) })
 			})
 		}
@@ -125,7 +136,10 @@ func BenchmarkBesideNbdcopy(b *testing.B) {
 			require.NoError(b, c.WriteAt(timed(b), benchRAM(), 0))
 			return uri
 		}},
-		{"ours", func(b *testing.B) string { return benchURI(b, "unix") }},
+		{"ours", func(b *testing.B) string {
+			_, uri := serve(b, nbd.Export{Device: benchRAM()}, nil)
+			return uri
+		}},
 	}
 	for _, s := range servers {
 		b.Run("read/server="+s.name+"/client=nbdcopy", func(b *testing.B) {

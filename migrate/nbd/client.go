@@ -93,7 +93,7 @@ const (
 	requestCost = 4096
 	// leaveGrace is how long a cancelled call waits for its buffer to leave
 	// the hands of a connection before it ends the connection.
-	leaveGrace = 100 * time.Millisecond
+	leaveGrace = time.Second
 	// maxBodiless is the most that one trim or block status covers.
 	maxBodiless = 1 << 30
 )
@@ -112,10 +112,11 @@ const (
 // in an unknown state.
 //
 // A call whose context ends returns at once, with one exception: if just then
-// its bytes are on their way into or out of the buffer, they get 100 ms to
+// its bytes are on their way into or out of the buffer, they get a second to
 // finish, after which the Client ends. When a call has returned, its buffer is
 // not touched any more. A write that was cancelled may still take effect
-// later, also after a write to the same range that was sent afterwards.
+// later, also after a write to the same range that was sent afterwards; only
+// the server's end of the connection rules that out.
 type Client struct {
 	opts   ClientOptions
 	info   *ExportInfo

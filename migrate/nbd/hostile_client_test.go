@@ -183,7 +183,7 @@ func TestHostileRequests(t *testing.T) {
 	}
 	for name, f := range map[string]func(w wire){
 		"wrong magic": func(w wire) { w.put(make([]byte, 28)) },
-		"huge write":  func(w wire) { w.send(0, 1, 1, 0, 1<<31) },
+		"huge write":  func(w wire) { w.send(0, 1, 1, 0, 1<<30) },
 		"half header": func(w wire) { w.put(0x25609513); w.Conn.(*net.UnixConn).CloseWrite() },
 		"half write":  func(w wire) { w.send(0, 1, 1, 0, 4096, "abc"); w.Conn.(*net.UnixConn).CloseWrite() },
 		"goodbye":     func(w wire) { w.send(0, 2, 0, 0, 0) },

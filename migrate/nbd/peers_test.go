@@ -18,7 +18,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -60,7 +59,7 @@ func attempt(t testing.TB, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c := exec.CommandContext(ctx, tool(t, name), args...)
-	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	endWithUs(c)
 	out, err := c.CombinedOutput()
 	return string(out), err
 }
@@ -86,7 +85,7 @@ func (s *safeBuffer) String() string {
 // ended with the test.
 func daemon(t testing.TB, network, address, name string, args ...string) *os.Process {
 	c := exec.Command(tool(t, name), args...)
-	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	endWithUs(c)
 	var said safeBuffer
 	c.Stdout, c.Stderr = &said, &said
 	require.NoError(t, c.Start())
