@@ -147,8 +147,11 @@ func (m *move) start(ctx context.Context) (<-chan error, error) {
 	return done, nil
 }
 
-// explain adds the remedy for the failure that a first try meets.
+// explain adds the remedy to the failures that a first try meets.
 func (m *move) explain(err error) error {
+	if errors.Is(err, libvirt.ERR_MIGRATE_UNSAFE) {
+		return fmt.Errorf("%w: libvirt does not see that a shared disk lies on a shared file system, or that a disk does without the host's page cache (cache='none'): mirror the disk, change its cache mode, or say Unsafe: %w", share.ErrInvalid, err)
+	}
 	text := err.Error()
 	if m.opts.Plaintext || !strings.Contains(text, "credentials") && !strings.Contains(text, "TLS") && !strings.Contains(text, "ertificate") {
 		return err

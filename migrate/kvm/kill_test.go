@@ -75,7 +75,7 @@ func TestProgramKilled(t *testing.T) {
 			r := r.with(t)
 			g := r.start(0, worker())
 			was := r.before(g, 0)
-			order, err := json.Marshal(childOrder{From: r.lab.Host(0).URI(), To: r.lab.Host(1).URI(), Guest: g.UUID, Bandwidth: 2 * slow, Die: phase.String()})
+			order, err := json.Marshal(childOrder{From: r.lab.Host(0).URI(), To: r.lab.Host(1).URI(), Guest: g.UUID, Bandwidth: 3 * slow, Die: phase.String()})
 			require.NoError(t, err)
 			cmd := exec.CommandContext(r.ctx(), os.Args[0])
 			cmd.Env = append(os.Environ(), childEnv+"="+string(order))

@@ -51,15 +51,20 @@ func (m *move) run(ctx context.Context, r *migrate.Reporter) (migrate.Result, er
 	defer w.stop()
 
 	err := m.prepare(ctx)
-	if err == nil {
+	started := err == nil
+	if started {
 		r.Enter(migrate.PhaseCopying)
 		err = m.copy(ctx, w)
 	}
-	r.Enter(migrate.PhaseVerifying)
+	if err == nil {
+		r.Enter(migrate.PhaseVerifying)
+	} else {
+		r.Enter(migrate.PhaseRollingBack)
+	}
 	// From here on the job ends by its own patience, not by ctx: leaving now
 	// would leave a guest between two hosts.
 	ctx = context.WithoutCancel(ctx)
-	place, serr := m.settle(ctx, r, err)
+	place, serr := m.settle(ctx, r, started, err)
 	return m.conclude(ctx, w, place, err, serr)
 }
 
@@ -213,12 +218,7 @@ func (m *move) complete(ctx context.Context, r *migrate.Reporter) {
 		defer cancel()
 		warn(f(ctx))
 	}
-	within(func(ctx context.Context) error { return removeNote(ctx, m.to, m.guest.uuid) })
-	if m.desc.Autostart {
-		within(func(ctx context.Context) error {
-			return changeGuest(ctx, m.to, m.guest.uuid, "set autostart at the destination", func(d *libvirt.Domain) error { return d.SetAutostart(true) })
-		})
-	}
+	within(func(ctx context.Context) error { return arrived(ctx, m.to, m.guest.uuid, &m.note) })
 	if !m.opts.RemoveSource {
 		return
 	}

@@ -1,6 +1,8 @@
 package kvm_test
 
 import (
+	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -52,6 +54,12 @@ func TestSharedAndMirroredWithOtherPathAndFormat(t *testing.T) {
 	g := r.start(0, lab.GuestOptions{Dirty: 10 << 20, Disks: []lab.Disk{disk("a.qcow2", "qcow2"), disk("b.raw", "raw"), onShared}})
 	_, err := r.lab.Host(0).Virsh(ctx, "autostart", g.UUID)
 	require.NoError(t, err)
+	was := r.before(g, 0)
+	_, err = r.move(g, 0, kvm.MigrateOptions{Disks: map[string]kvm.DiskMove{"vdc": {Policy: kvm.Shared}}})
+	require.ErrorIs(t, err, share.ErrInvalid, "never unsafe without being asked")
+	require.ErrorContains(t, err, "Unsafe")
+	r.untouched(g, 0, was)
+
 	other := r.lab.Host(1).ImagePath("other.qcow2")
 	r.there(g, 0, kvm.MigrateOptions{Unsafe: true, Disks: map[string]kvm.DiskMove{
 		"vdb": {To: fileAt(other, share.Qcow2)},
@@ -91,6 +99,28 @@ func TestBackingChain(t *testing.T) {
 	d, err = r.guest(1, g).Describe(ctx)
 	require.NoError(t, err)
 	require.False(t, d.Disks[0].Backed)
+}
+
+// A job leaves no goroutine and no descriptor.
+func TestNoLeaks(t *testing.T) {
+	r := newRig(t)
+	g := r.start(0, worker())
+	count := func() (goroutines, files int) {
+		fds, err := os.ReadDir("/proc/self/fd")
+		require.NoError(t, err)
+		return runtime.NumGoroutine(), len(fds)
+	}
+	var goroutines, files [4]int
+	for i := range goroutines {
+		from := i % 2
+		r.there(g, from, kvm.MigrateOptions{RemoveSource: true})
+		r.runsOn(1-from, g)
+		time.Sleep(200 * time.Millisecond)
+		goroutines[i], files[i] = count()
+	}
+	t.Log(goroutines, files)
+	require.LessOrEqual(t, goroutines[3], goroutines[1])
+	require.LessOrEqual(t, files[3], files[1])
 }
 
 // The oracle must be able to say no.

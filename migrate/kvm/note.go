@@ -22,6 +22,7 @@ type note struct {
 	Source      string   `xml:"source,attr"`      // the host's UUID
 	Destination string   `xml:"destination,attr"` // likewise
 	HandOver    HandOver `xml:"handover,attr"`
+	Autostart   bool     `xml:"autostart,attr"`
 	// Created are the destination's volumes that were made for the move, or
 	// were about to be.
 	Created []string `xml:"created"`
@@ -46,6 +47,18 @@ func removeNote(ctx context.Context, h *Host, uuid string) error {
 		}
 		return d.SetMetadata(libvirt.DOMAIN_METADATA_ELEMENT, "", noteKey, Namespace, libvirt.DOMAIN_AFFECT_LIVE)
 	})
+}
+
+// arrived ends a move at the destination: what does not travel with a guest is
+// set there, and the note goes last.
+func arrived(ctx context.Context, h *Host, uuid string, n *note) error {
+	if n.Autostart {
+		err := changeGuest(ctx, h, uuid, "set autostart at the destination", func(d *libvirt.Domain) error { return d.SetAutostart(true) })
+		if err != nil {
+			return err
+		}
+	}
+	return removeNote(ctx, h, uuid)
 }
 
 // noteOf is share.ErrNotExist where the guest carries none.

@@ -72,7 +72,7 @@ func preflight(ctx context.Context, g *Guest, to *Host, opts *MigrateOptions) (*
 	if m.note.Source == m.note.Destination {
 		return nil, fmt.Errorf("%w: the destination %s is the host that the guest runs on (host UUID %s)", share.ErrInvalid, to, m.note.Source)
 	}
-	m.note.ID, m.note.HandOver = m.opts.ID, m.opts.HandOver
+	m.note.ID, m.note.HandOver, m.note.Autostart = m.opts.ID, m.opts.HandOver, m.desc.Autostart
 
 	var errs []error
 	add := func(err error) { errs = append(errs, err) }

@@ -127,16 +127,21 @@ type settlement struct {
 }
 
 // settle finds out where the guest is after libvirt's call has ended with err,
-// and leaves it running on one side.
-func (m *move) settle(ctx context.Context, r *migrate.Reporter, err error) (place, error) {
+// and leaves it running on one side. Before libvirt was called, that is the
+// source, and a host that does not answer changes nothing.
+func (m *move) settle(ctx context.Context, r *migrate.Reporter, started bool, err error) (place, error) {
 	s := &settlement{
 		uuid: m.guest.uuid, name: m.guest.name, from: m.from, to: m.to,
 		handOver: m.opts.HandOver, created: m.note.Created, patience: m.opts.Patience, r: r,
 	}
-	if errors.Is(err, share.ErrWedged) {
+	if errors.Is(err, share.ErrWedged) && started {
 		s.patience = retry // it was waited for already
 	}
-	return s.run(ctx)
+	at, err := s.run(ctx)
+	if at == nowhereKnown && !started {
+		at = atSource
+	}
+	return at, err
 }
 
 func (s *settlement) run(ctx context.Context) (place, error) {
@@ -442,7 +447,7 @@ func settle(ctx context.Context, nameOrUUID string, from, to *Host) (*Guest, err
 	case at == atSource:
 		return &Guest{host: from, name: found.name, uuid: found.uuid}, err
 	}
-	return &Guest{host: to, name: found.name, uuid: found.uuid}, removeNote(ctx, to, found.uuid)
+	return &Guest{host: to, name: found.name, uuid: found.uuid}, arrived(ctx, to, found.uuid, n)
 }
 
 // unnoted is a guest that nobody moves.
