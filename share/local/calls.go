@@ -20,10 +20,11 @@ type calls struct {
 	active int
 	stuck  int           // writes that were given up and have not ended
 	end    chan struct{} // closed by close
+	idle   chan struct{} // closed when the file is given back
 }
 
 func newCalls(release func()) *calls {
-	return &calls{release: release, end: make(chan struct{})}
+	return &calls{release: release, end: make(chan struct{}), idle: make(chan struct{})}
 }
 
 // begin counts a call in. Behind a write that was given up no other one is let
@@ -47,12 +48,17 @@ func (c *calls) done() {
 	last := c.closed && c.active == 0
 	c.mu.Unlock()
 	if last {
-		c.release()
+		c.giveBack()
 	}
 }
 
+func (c *calls) giveBack() {
+	c.release()
+	close(c.idle)
+}
+
 // close ends the waits for calls under way, and gives the file back when they
-// have ended.
+// have ended. It waits for that, but not for calls that hang.
 func (c *calls) close() {
 	c.mu.Lock()
 	if c.closed {
@@ -61,10 +67,15 @@ func (c *calls) close() {
 	}
 	c.closed = true
 	close(c.end)
-	idle := c.active == 0
+	none := c.active == 0
 	c.mu.Unlock()
-	if idle {
-		c.release()
+	if none {
+		c.giveBack()
+		return
+	}
+	select {
+	case <-c.idle:
+	case <-time.After(2 * grace):
 	}
 }
 
@@ -84,8 +95,9 @@ func (c *calls) do(ctx context.Context, write bool, f func() error) error {
 	}
 	ch := make(chan error, 1)
 	go func() {
-		defer c.done()
-		ch <- f()
+		err := f()
+		c.done() // first: who has the result may close, and finds the file free
+		ch <- err
 	}()
 	select {
 	case err := <-ch:

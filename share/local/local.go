@@ -211,6 +211,7 @@ func openDir(path string, opts *Options) (_ *dir, err error) {
 	if d.store, err = openStore(d.root); err != nil {
 		return nil, err
 	}
+	d.store.step = d.step
 	if err := d.describeShare(); err != nil {
 		_ = d.store.close()
 		return nil, err

@@ -31,6 +31,7 @@ import (
 type store struct {
 	root *os.Root
 	id   string
+	step func(name string) // see dir.step
 }
 
 const (
@@ -167,9 +168,11 @@ func (s *store) save(r *record) error {
 	if err := s.writeFile(tmp, doc); err != nil {
 		return err
 	}
+	s.step("record: written")
 	if err := s.root.Rename(tmp, recordName(r.Name)); err != nil {
 		return err
 	}
+	s.step("record: renamed")
 	return syncDir(s.root, volumesDir)
 }
 
@@ -178,6 +181,7 @@ func (s *store) forget(name string) error {
 	if err := s.root.Remove(recordName(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	s.step("record: removed")
 	return syncDir(s.root, volumesDir)
 }
 

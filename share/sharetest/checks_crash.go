@@ -53,16 +53,11 @@ func (c crashCase) run(e *env) {
 	for n := range crashMost {
 		one := newEnv(e.TB, e.h)
 		c.prepare(one)
-		crashed := false
-		one.within(fmt.Sprintf("the crash at point %d", n), func() {
-			crashed = one.st.CrashAt(one, n, func(s share.Share) error { return c.do(one, s) })
-		})
+		crashed := one.st.CrashAt(one, n, func(s share.Share) error { return c.do(one, s) })
 		s := one.open()
 		c.between(one, s)
 		for i := range 2 {
-			one.within(fmt.Sprintf("the repetition after a crash at point %d", n), func() {
-				require.NoError(one, c.do(one, s), "repetition %d after a crash at point %d", i, n)
-			})
+			one.within(fmt.Sprintf("repetition %d after a crash at point %d", i, n), func() error { return c.do(one, s) })
 		}
 		c.after(one, s)
 		c.after(one, one.open())

@@ -248,7 +248,7 @@ var lifecycleChecks = []shareCheck{
 		handles := []share.Share{e.s, e.open()}
 		const n = 8
 		ids, errs := make([]string, n), make([]error, n)
-		e.within("creating one volume from many goroutines", func() {
+		e.within("creating one volume from many goroutines", func() error {
 			var wg sync.WaitGroup
 			for i := range n {
 				wg.Go(func() {
@@ -257,9 +257,9 @@ var lifecycleChecks = []shareCheck{
 				})
 			}
 			wg.Wait()
+			return errors.Join(errs...)
 		})
 		for i := range n {
-			require.NoError(e, errs[i])
 			require.Equal(e, ids[0], ids[i], "two volumes of one name")
 		}
 		if names := e.names(e.s); names != nil {
@@ -267,7 +267,9 @@ var lifecycleChecks = []shareCheck{
 		}
 
 		// A mix of calls: each ends well or with a kind that it may end with.
-		e.within("calls from many goroutines", func() {
+		e.within("calls from many goroutines", func() error {
+			var mu sync.Mutex
+			var bad []error
 			var wg sync.WaitGroup
 			for i := range n {
 				wg.Go(func() {
@@ -279,13 +281,16 @@ var lifecycleChecks = []shareCheck{
 							}
 							err := c.do(e.ctx, s, name)
 							if err != nil && !errors.Is(err, share.ErrNotExist) && !errors.Is(err, share.ErrInUse) && !errors.Is(err, share.ErrExist) && !unsupported(err) {
-								e.Errorf("%s of %s beside others: %v", c.name, name, err)
+								mu.Lock()
+								bad = append(bad, fmt.Errorf("%s of %s beside others: %w", c.name, name, err))
+								mu.Unlock()
 							}
 						}
 					}
 				})
 			}
 			wg.Wait()
+			return errors.Join(bad...)
 		})
 	}},
 

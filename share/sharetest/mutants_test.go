@@ -118,7 +118,7 @@ func TestSuiteCatchesShareMutants(t *testing.T) {
 			h.fill()
 			h.Patience = 2 * time.Second
 			r := try(t, func(t testing.TB) { shareChecks[i].on(t, &h) })
-			require.True(t, r.failed, "%s did not notice; it said:\n%s", mutant.caught, r.log.String())
+			require.True(t, r.Failed(), "%s did not notice; it said:\n%s", mutant.caught, r.text())
 		})
 	}
 }
@@ -168,7 +168,7 @@ func TestAccessThatIsNotEnforcedIsCaught(t *testing.T) {
 			}
 		}
 		r := try(t, func(t testing.TB) { shareChecks[i].on(t, &h) })
-		require.True(t, r.failed, "not noticed:\n%s", r.log.String())
+		require.True(t, r.Failed(), "not noticed:\n%s", r.text())
 	}
 }
 
@@ -205,7 +205,7 @@ func TestSuiteCatchesDeviceMutants(t *testing.T) {
 			r := try(t, func(t testing.TB) {
 				deviceChecks[i].on(t, mutant.wrap(NewDevice(int64(2*share.MiB))))
 			})
-			require.True(t, r.failed, "%s did not notice; it said:\n%s", mutant.caught, r.log.String())
+			require.True(t, r.Failed(), "%s did not notice; it said:\n%s", mutant.caught, r.text())
 		})
 	}
 }

@@ -38,6 +38,13 @@ func try(t testing.TB, f func(t testing.TB)) *recorder {
 
 func (r *recorder) Helper() {}
 
+// text is what the check has said.
+func (r *recorder) text() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.log.String()
+}
+
 func (r *recorder) Cleanup(f func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
