@@ -51,6 +51,16 @@
 // A guest that cannot be moved at all is refused by [Migrate] itself, before
 // anything has started.
 //
+// # A dead link
+//
+// A job in which nothing goes over for [MigrateOptions].Stall is aborted, and a
+// mirror that waits for the dead link is cut off through QEMU's yank: the guest
+// works on all the while. If the link dies in the moment in which the guest
+// stands still, QEMU itself waits for it, and neither it nor libvirt answers
+// before TCP gives up: a quarter of an hour by default, some seconds with
+// net.ipv4.tcp_retries2=5 on the hosts. The job then ends as indeterminate, the
+// guest stands, and [Settle] finds it when TCP or the link has decided.
+//
 // # Not offered
 //
 // Post-copy: a guest that runs at the destination with half of its memory at

@@ -59,6 +59,7 @@ func TestCancel(t *testing.T) {
 }
 
 func TestContextEnds(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	g := r.start(0, worker())
 	was := r.before(g, 0)
@@ -73,6 +74,7 @@ func TestContextEnds(t *testing.T) {
 }
 
 func TestDestinationQEMUKilled(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	g := r.start(0, worker())
 	was := r.before(g, 0)
@@ -95,6 +97,7 @@ func (r *rig) failed(job *migrate.Job) error {
 }
 
 func TestDestinationPoweredOff(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	g := r.start(0, worker())
 	was := r.before(g, 0)
@@ -127,6 +130,7 @@ func inMemory(e migrate.Event) bool {
 }
 
 func TestLinkCut(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	for _, c := range []struct {
 		name string
@@ -155,6 +159,7 @@ func TestLinkCut(t *testing.T) {
 // With the guest paused, QEMU itself waits for the dead link, and neither its
 // monitor nor libvirt answers until TCP gives up or the link is back.
 func TestLinkCutAtSwitchover(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	for _, c := range []struct {
 		name    string
@@ -195,7 +200,33 @@ func TestLinkCutAtSwitchover(t *testing.T) {
 	}
 }
 
+// The answer that the guest has arrived does not come: libvirt resumes the guest
+// at the source, and the copy at the destination must not have run.
+func TestDestinationHangsAtSwitchover(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	g := r.start(0, worker())
+	was := r.before(g, 0)
+	signal := func(s string) {
+		out, err := r.lab.Host(1).Command(r.ctx(), "sh", "-c", "kill -"+s+" $(cat /run/libvirtd.pid)").CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	job := r.begin(g, 0, kvm.MigrateOptions{Patience: 5 * time.Second})
+	r.await(job, pausing)
+	signal("STOP")
+	r.failed(job)
+	hosts, err := r.lab.Processes(g)
+	require.NoError(t, err)
+	t.Logf("%d processes", len(hosts))
+	signal("CONT")
+	at, err := kvm.Settle(r.ctx(), g.UUID, r.hosts[0], r.hosts[1])
+	require.NoError(t, err)
+	require.Equal(t, r.hosts[0], at.Host())
+	r.untouched(g, 0, was)
+}
+
 func TestSourceLibvirtdKilled(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	g := r.start(0, worker())
 	job := r.begin(g, 0, kvm.MigrateOptions{Bandwidth: slow, Stall: 5 * time.Second, Patience: 4 * time.Second})

@@ -69,6 +69,7 @@ func (o *childOrder) run() error {
 }
 
 func TestProgramKilled(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	for _, phase := range []migrate.Phase{migrate.PhaseCopying, migrate.PhaseFinishing, migrate.PhaseVerifying} {
 		t.Run(phase.String(), func(t *testing.T) {

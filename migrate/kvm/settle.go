@@ -135,7 +135,8 @@ func (m *move) settle(ctx context.Context, r *migrate.Reporter, started bool, er
 		handOver: m.opts.HandOver, created: m.note.Created, patience: m.opts.Patience, r: r,
 	}
 	if errors.Is(err, share.ErrWedged) && started {
-		s.patience = retry // it was waited for already
+		// Libvirt's call may still do anything, so nothing is done here.
+		return nowhereKnown, s.indeterminate(s.look(ctx, s.from), s.look(ctx, s.to))
 	}
 	at, err := s.run(ctx)
 	if at == nowhereKnown && !started {
@@ -367,7 +368,7 @@ func (s *settlement) indeterminate(src, dst sighting) error {
 		Check: []string{
 			"whether the guest has a QEMU process at " + s.from.String() + " (virsh domstate " + s.uuid + "): if it runs there, the copy at the destination must go (virsh destroy)",
 			"if it is gone at the source for good, resume it at " + s.to.String() + " (virsh resume)",
-			"kvm.Settle does both once the two hosts answer",
+			"kvm.Settle does both once the two hosts answer and libvirt has ended its job",
 		},
 		Err: errors.Join(errors.New(say("source", s.from, src)+"; "+say("destination", s.to, dst)), sortOf(src.err), sortOf(dst.err)),
 	}
