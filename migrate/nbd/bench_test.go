@@ -1,16 +1,20 @@
 package nbd_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -145,32 +149,62 @@ func BenchmarkBesideNbdcopy(b *testing.B) {
 		b.Run("read/server="+s.name+"/client=nbdcopy", func(b *testing.B) {
 			uri := s.start(b)
 			b.SetBytes(benchSize)
+			var cpu time.Duration
 			for b.Loop() {
-				output(b, "nbdcopy", uri, "null:")
+				cpu += outputCPU(b, "nbdcopy", uri, "null:")
 			}
+			reportCPU(b, cpu)
 		})
 		b.Run("read/server="+s.name+"/client=ours", func(b *testing.B) {
 			uri := s.start(b)
 			b.SetBytes(benchSize)
+			cpu := ownCPU()
 			for b.Loop() {
 				whole(b, uri, share.Device.ReadAt)
 			}
+			reportCPU(b, ownCPU()-cpu)
 		})
 		b.Run("write/server="+s.name+"/client=nbdcopy", func(b *testing.B) {
 			uri := s.start(b)
 			b.SetBytes(benchSize)
+			var cpu time.Duration
 			for b.Loop() {
-				output(b, "nbdcopy", file, uri)
+				cpu += outputCPU(b, "nbdcopy", file, uri)
 			}
+			reportCPU(b, cpu)
 		})
 		b.Run("write/server="+s.name+"/client=ours", func(b *testing.B) {
 			uri := s.start(b)
 			b.SetBytes(benchSize)
+			cpu := ownCPU()
 			for b.Loop() {
 				whole(b, uri, share.Device.WriteAt)
 			}
+			reportCPU(b, ownCPU()-cpu)
 		})
 	}
+}
+
+// outputCPU is output; it returns the program's processor time.
+func outputCPU(b *testing.B, name string, args ...string) time.Duration {
+	c := exec.Command(tool(b, name), args...)
+	endWithUs(c)
+	out, err := c.CombinedOutput()
+	require.NoError(b, err, "%s", out)
+	return c.ProcessState.UserTime() + c.ProcessState.SystemTime()
+}
+
+// ownCPU is the processor time of this process: the client's, and our
+// server's if it serves.
+func ownCPU() time.Duration {
+	var u syscall.Rusage
+	syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// reportCPU adds a figure that other load on the machine disturbs less.
+func reportCPU(b *testing.B, d time.Duration) {
+	b.ReportMetric(float64(d.Milliseconds())/float64(b.N), "cpu-ms/op")
 }
 
 // whole connects and moves the whole export once, as nbdcopy does.
@@ -182,8 +216,7 @@ func whole(b *testing.B, uri string, move func(share.Device, context.Context, []
 	var wg sync.WaitGroup
 	for range 16 {
 		wg.Go(func() {
-			p := make([]byte, size)
-			copy(p, benchRAM())
+			p := bytes.Clone(benchRAM()[:size])
 			for off := next.Add(size) - size; off < benchSize; off = next.Add(size) - size {
 				if err := move(c, context.Background(), p, off); err != nil {
 					b.Error(err)
