@@ -23,13 +23,22 @@ func harness(opts Options) sharetest.Harness {
 			logs := &syncBuffer{}
 			opts := opts
 			opts.Logger = slog.New(slog.NewJSONHandler(logs, nil))
+			var opened []share.Share
 			return sharetest.Storage{
 				Paths: []string{dir},
 				Logs:  logs.String,
 				Open: func(t testing.TB) share.Share {
 					s, err := Open(t.Context(), dir, &opts)
 					require.NoError(t, err)
+					opened = append(opened, s)
 					return s
+				},
+				// The page cache cannot be lost here; what QEMU has not
+				// written can.
+				PowerCut: func(t testing.TB, _ uint64) {
+					for _, s := range opened {
+						killServers(s)
+					}
 				},
 				CrashAt: func(t testing.TB, n int, do func(share.Share) error) bool {
 					d, err := openDir(dir, &opts)
@@ -50,6 +59,22 @@ func harness(opts Options) sharetest.Harness {
 				},
 			}
 		},
+	}
+}
+
+// killServers kills what serves the open qcow2 disks of a share.
+func killServers(s share.Share) {
+	q, ok := s.(qemuDir)
+	if !ok {
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for c := range q.held {
+		if d, ok := c.(*qcow2Device); ok {
+			_ = d.server.cmd.Process.Kill()
+			<-d.server.done
+		}
 	}
 }
 
