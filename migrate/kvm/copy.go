@@ -17,7 +17,7 @@ import (
 )
 
 // sampling is how often a job's figures are asked for.
-const sampling = 200 * time.Millisecond
+const sampling = 100 * time.Millisecond
 
 // copy has libvirt move the guest and returns when libvirt has let go of it:
 // with nil, with why it failed, or, where libvirt does not let go, with

@@ -183,7 +183,7 @@ func (w *watch) report(s sample) {
 		w.r.Update(func(p *migrate.Progress) {
 			p.Round = max(p.Round, int(i.MemIteration), w.iteration)
 			p.Rate = int64(i.MemBps + i.DiskBps)
-			if m := p.Memory; m != nil && i.MemTotalSet {
+			if m := p.Memory; m != nil && i.MemTotal > 0 { // 0 before its turn
 				m.Total, m.Sent, m.Remaining = int64(i.MemTotal), int64(i.MemProcessed), int64(i.MemRemaining)
 				m.Iteration = max(m.Iteration, int(i.MemIteration))
 				m.DirtyRate = int64(i.MemDirtyRate * i.MemPageSize)
@@ -193,12 +193,9 @@ func (w *watch) report(s sample) {
 				d := &p.Disks[k]
 				if b, ok := s.blocks[d.Name]; ok && b.End > 0 {
 					d.Sent, d.Remaining = int64(b.Cur), int64(b.End-min(b.Cur, b.End))
-				} else if len(p.Disks) == 1 && i.DiskTotalSet {
+				} else if len(p.Disks) == 1 && i.DiskTotal > 0 {
 					d.Sent, d.Remaining = int64(i.DiskProcessed), int64(i.DiskRemaining)
 				}
-			}
-			if i.DowntimeSet && p.Downtime == 0 {
-				p.Downtime = 0 // the expected one is not the measured one
 			}
 		})
 	})
