@@ -9,9 +9,9 @@ import (
 	"github.com/vmferry/vmferry/share"
 )
 
-// calls are the system calls under way on one open file. They let a caller go
-// when its context ends although the kernel does not; the file stays open, and
-// with it its locks, until the last call has ended.
+// calls are the calls under way on one open image. They let a caller go when
+// its context ends although the kernel, or a server, does not; the image stays
+// open, and with it its locks, until the last call has ended.
 type calls struct {
 	release func() // closes the file, once closed and idle
 
@@ -57,9 +57,10 @@ func (c *calls) giveBack() {
 	close(c.idle)
 }
 
-// close ends the waits for calls under way, and gives the file back when they
-// have ended. It waits for that, but not for calls that hang.
-func (c *calls) close() {
+// close ends the calls under way, by interrupt as far as that can be done, and
+// gives the file back when they have ended. It waits for that, but not for
+// calls that hang.
+func (c *calls) close(interrupt func()) {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
@@ -69,6 +70,7 @@ func (c *calls) close() {
 	close(c.end)
 	none := c.active == 0
 	c.mu.Unlock()
+	interrupt()
 	if none {
 		c.giveBack()
 		return
@@ -79,7 +81,7 @@ func (c *calls) close() {
 	}
 }
 
-// do runs f, which makes one system call. Without an end to ctx it runs here.
+// do runs f, which makes one such call. Without an end to ctx it runs here.
 // With one f runs beside, and must not touch memory of the caller's: it may go
 // on when do has returned.
 func (c *calls) do(ctx context.Context, write bool, f func() error) error {

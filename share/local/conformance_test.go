@@ -71,9 +71,11 @@ func killServers(s share.Share) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for c := range q.held {
-		if d, ok := c.(*qcow2Device); ok {
-			_ = d.server.cmd.Process.Kill()
-			<-d.server.done
+		if d, ok := c.(*device); ok {
+			if q, ok := d.blocks.(*qcow2Image); ok {
+				_ = q.server.cmd.Process.Kill()
+				<-q.server.done
+			}
 		}
 	}
 }

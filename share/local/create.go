@@ -34,7 +34,7 @@ func (d *dir) Create(ctx context.Context, spec share.Spec) (share.Volume, error)
 			if err := c.create(ctx, spec); err != nil {
 				return share.Volume{}, err
 			}
-			d.log(ctx, "volume created", c.rec)
+			d.log(ctx, "volume created", c.rec, "kind", c.rec.Kind, "format", c.rec.Format, "size", int64(c.rec.Size))
 		}
 		v, err := d.describe(c.rec)
 		if err == nil {

@@ -56,12 +56,12 @@ func (c *change) delete(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	c.d.log(ctx, "volume is deleted", c.rec)
 	c.rec.State = deleting
 	if err := c.d.store.save(c.rec); err != nil {
 		return err
 	}
 	c.d.step("delete: recorded")
+	c.d.log(ctx, "volume deleted", c.rec)
 	if err := c.remove(); err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ func (d *dir) Health(ctx context.Context) (share.Health, error) {
 		defer f.Close()
 		var st unix.Statfs_t
 		if err := control(f, func(fd int) error { return unix.Fstatfs(fd, &st) }); err != nil {
-			return share.Health{}, fmt.Errorf("fstatfs: %w", err)
+			return share.Health{}, fmt.Errorf("the file system %w: fstatfs: %w", share.ErrUnavailable, err)
 		}
 		h := share.Health{
 			OK:   true,

@@ -84,7 +84,7 @@ func TestServerKilled(t *testing.T) {
 	require.NoError(t, d.WriteAt(ctx, []byte("flushed"), 0))
 	require.NoError(t, d.Flush(ctx))
 	require.NoError(t, d.WriteAt(ctx, []byte("not"), 1<<20))
-	q := d.(*qcow2Device)
+	q := d.(*device).blocks.(*qcow2Image)
 	require.NoError(t, q.server.cmd.Process.Signal(syscall.SIGKILL))
 	<-q.server.done
 	require.NoDirExists(t, q.server.dir)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -87,6 +88,49 @@ var operations = map[string]operation{
 			require.Equal(t, "content", read(t, s, "v", 0, 7))
 		},
 	},
+}
+
+// TestOpenerKilled: what a program had open is free soon after its death.
+func TestOpenerKilled(t *testing.T) {
+	for _, format := range []share.Format{share.Raw, share.Qcow2} {
+		if format == share.Qcow2 {
+			needTools(t, "qemu-img", "qemu-nbd")
+		}
+		dir := t.TempDir()
+		s := open(t, dir, nil)
+		create(t, s, disk("v", format))
+		require.True(t, killHelper(t, "open", 0, dir))
+		require.Eventually(t, func() bool {
+			d, err := share.OpenDevice(t.Context(), s, "v", nil)
+			if err == nil {
+				_ = d.Close()
+			}
+			return err == nil
+		}, 10*time.Second, 10*time.Millisecond)
+		require.Equal(t, "flushed", read(t, s, "v", 0, 7))
+		l, err := share.LockVolume(t.Context(), s, "v", "o")
+		require.NoError(t, err, "a lock that a dead program held")
+		require.NoError(t, l.Release())
+	}
+}
+
+// openAndDie writes to the disk v and dies with it open and locked.
+func openAndDie(ctx context.Context, s share.Share) error {
+	d, err := share.OpenDevice(ctx, s, "v", nil)
+	if err != nil {
+		return err
+	}
+	if _, err := share.LockVolume(ctx, s, "v", "o"); err != nil {
+		return err
+	}
+	if err := d.WriteAt(ctx, []byte("flushed"), 0); err != nil {
+		return err
+	}
+	if err := d.Flush(ctx); err != nil {
+		return err
+	}
+	_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+	select {}
 }
 
 func createOperation(spec share.Spec) operation {

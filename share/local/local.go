@@ -79,7 +79,13 @@ type Options struct {
 	// given to: "kvm", "libvirt-qemu". The program must be a member. Empty
 	// leaves the choice to the operating system.
 	Group string
-	// Logger is told of each change; nil discards.
+	// Shared says that other hosts mount the same storage at the same path, so
+	// that a guest can move between them without its disk; see
+	// [share.Source]. The file system must carry locks between hosts, as NFS 4
+	// and GlusterFS do.
+	Shared bool
+	// Logger is told of each change: which volume, before and after. Nil
+	// discards.
 	Logger *slog.Logger
 }
 
@@ -116,7 +122,7 @@ func Open(ctx context.Context, path string, opts *Options) (share.Share, error) 
 }
 
 // OpenURL is a [share.Opener]: local:///absolute/path, with the parameters
-// format, file_mode, dir_mode (octal) and group as in [Options].
+// format, file_mode, dir_mode (octal), group and shared=true as in [Options].
 func OpenURL(ctx context.Context, u *url.URL) (share.Share, error) {
 	opts, err := parseURL(u)
 	if err != nil {
@@ -135,12 +141,20 @@ func parseURL(u *url.URL) (*Options, error) {
 	}
 	opts := &Options{}
 	for key, values := range q {
+		if len(values) > 1 {
+			return nil, fmt.Errorf("%w: the parameter %q is given twice", share.ErrInvalid, key)
+		}
 		value := values[0]
 		switch key {
 		case "format":
 			opts.Format = share.Format(value)
 		case "group":
 			opts.Group = value
+		case "shared":
+			if value != "true" {
+				return nil, fmt.Errorf("%w: shared=%q; use shared=true, or leave it out", share.ErrInvalid, value)
+			}
+			opts.Shared = true
 		case "file_mode", "dir_mode":
 			mode, err := strconv.ParseUint(value, 8, 9)
 			if err != nil {
@@ -172,6 +186,9 @@ func (o Options) url(path string) string {
 	}
 	if o.DirMode != 0 {
 		q.Set("dir_mode", strconv.FormatUint(uint64(o.DirMode), 8))
+	}
+	if o.Shared {
+		q.Set("shared", "true")
 	}
 	return (&url.URL{Scheme: "local", Path: path, RawQuery: q.Encode()}).String()
 }
@@ -334,10 +351,12 @@ func (d *dir) step(name string) {
 	}
 }
 
-// log records a change.
-func (d *dir) log(ctx context.Context, what string, r *record) {
+// log records a change of a volume. Nothing in it is secret: an access that is
+// recorded has no credential.
+func (d *dir) log(ctx context.Context, what string, r *record, args ...any) {
 	if d.opts.Logger != nil {
-		d.opts.Logger.InfoContext(ctx, what, "backend", Backend, "share", d.path, "volume", r.Name, "id", r.ID)
+		args = append([]any{"backend", Backend, "share", d.path, "volume", r.Name, "id", r.ID}, args...)
+		d.opts.Logger.InfoContext(ctx, what, args...)
 	}
 }
 

@@ -1,8 +1,10 @@
 package local
 
 import (
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -58,4 +60,28 @@ func TestLifecycle(t *testing.T) {
 	require.Len(t, all, 1)
 	require.NoError(t, share.Delete(ctx, s, "t"))
 	require.NoDirExists(t, filepath.Join(dir, "t"))
+}
+
+// TestAudit: each change leaves a record of what was and what is.
+func TestAudit(t *testing.T) {
+	ctx := t.Context()
+	var logs syncBuffer
+	s := open(t, t.TempDir(), &Options{Shared: true, Logger: slog.New(slog.NewTextHandler(&logs, nil))})
+	create(t, s, disk("v", share.Raw))
+	sources, err := s.Publish(ctx, "v", rw)
+	require.NoError(t, err)
+	require.True(t, sources[0].Shared)
+	_, err = s.Publish(ctx, "v", rw)
+	require.NoError(t, err)
+	_, err = s.Publish(ctx, "v", nil)
+	require.NoError(t, err)
+	_, err = share.Resize(ctx, s, "v", 8*share.MiB, nil)
+	require.NoError(t, err)
+	require.NoError(t, share.Delete(ctx, s, "v"))
+	lines := strings.Split(strings.TrimSpace(logs.String()), "\n")
+	require.Len(t, lines, 5, "%s", logs.String())
+	for i, want := range []string{"volume created", "after=\"[{local rw", "before=\"[{local rw", "before=4194304 after=8388608", "volume deleted"} {
+		require.Contains(t, lines[i], want)
+		require.Contains(t, lines[i], "volume=v")
+	}
 }

@@ -22,7 +22,11 @@ func TestMain(m *testing.M) {
 	if job := os.Getenv(helperEnv); job != "" {
 		f := strings.SplitN(job, " ", 3)
 		step, _ := strconv.Atoi(f[1])
-		dieAt(f[2], step, operations[f[0]])
+		op := operations[f[0]]
+		if f[0] == "open" {
+			op.do, step = openAndDie, 1000
+		}
+		dieAt(f[2], step, op)
 	}
 	os.Exit(m.Run())
 }

@@ -41,28 +41,3 @@ func (d *dir) OpenDevice(ctx context.Context, name string, opts *share.OpenOptio
 		return c.openRaw(opts)
 	})
 }
-
-func (c *change) openRaw(opts *share.OpenOptions) (share.Device, error) {
-	if opts.Snapshot != "" {
-		return nil, errNoSnapshots
-	}
-	f, err := c.d.openImage(c.rec, !opts.ReadOnly)
-	if err != nil {
-		return nil, err
-	}
-	u := writerOf
-	if opts.ReadOnly {
-		u = readerOf
-	}
-	if err := lockImage(f, u); err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	var dev *rawDevice
-	dev = newRawDevice(f, c.rec, opts.ReadOnly, func() { c.d.drop(dev) })
-	if err := c.d.hold(dev); err != nil {
-		_ = dev.Close()
-		return nil, err
-	}
-	return dev, nil
-}

@@ -33,12 +33,12 @@ func (d *dir) Publish(ctx context.Context, name string, access []share.Access) (
 			return nil, err
 		}
 		if set := share.SortAccess(access); !slices.Equal(set, c.rec.Access) {
+			before := c.rec.Access
 			c.rec.Access = set
 			if err := d.store.save(c.rec); err != nil {
 				return nil, err
 			}
-			d.step("publish: recorded")
-			d.log(ctx, "volume is published", c.rec)
+			d.log(ctx, "volume published", c.rec, "before", before, "after", set)
 		}
 		var sources []share.Source
 		for _, a := range access {
@@ -47,6 +47,7 @@ func (d *dir) Publish(ctx context.Context, name string, access []share.Access) (
 				Format:   c.rec.Format,
 				VolumeID: c.rec.ID,
 				ReadOnly: a.Mode == share.ReadOnly,
+				Shared:   d.opts.Shared,
 				File:     &share.FileSource{Path: path},
 			})
 		}

@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"sync"
 	"syscall"
 	"time"
 
@@ -16,24 +16,42 @@ import (
 	"github.com/vmferry/vmferry/share"
 )
 
-// qcow2Device is an open qcow2 image: an NBD client of a qemu-nbd of its own,
-// on a unix socket in a directory that only this user may enter. qemu-nbd
-// holds the image's locks and ends with the device or with this program.
-type qcow2Device struct {
-	*nbd.Client
-	server  *server
-	onClose func()
-	once    sync.Once
+// qcow2Image is an open qcow2 image: an NBD client of a qemu-nbd of its own, on
+// a unix socket in a directory that only this user may enter. qemu-nbd holds
+// the image's locks, and ends with the device or with this program.
+type qcow2Image struct {
+	client *nbd.Client
+	server *server
 }
 
-// Close implements [share.Device]. When it returns, the image is free.
-func (d *qcow2Device) Close() error {
-	d.once.Do(func() {
-		_ = d.Client.Close()
-		d.server.stop()
-		d.onClose()
-	})
-	return nil
+func (q *qcow2Image) readAt(p []byte, off int64) error {
+	return q.client.ReadAt(context.Background(), p, off)
+}
+
+func (q *qcow2Image) writeAt(p []byte, off int64) error {
+	return q.client.WriteAt(context.Background(), p, off)
+}
+
+func (q *qcow2Image) flush() error { return q.client.Flush(context.Background()) }
+
+func (q *qcow2Image) zero(off, n int64, flags share.ZeroFlags) error {
+	return q.client.Zero(context.Background(), off, n, flags)
+}
+
+func (q *qcow2Image) discard(off, n int64) error {
+	return q.client.Discard(context.Background(), off, n)
+}
+
+func (q *qcow2Image) extents(off, n int64) ([]share.Extent, error) {
+	return q.client.Extents(context.Background(), off, n)
+}
+
+func (q *qcow2Image) interrupt() { _ = q.client.Close() }
+
+// release returns when the image is free.
+func (q *qcow2Image) release() {
+	_ = q.client.Close()
+	q.server.stop(true)
 }
 
 func (c *change) openQcow2(ctx context.Context, opts *share.OpenOptions) (share.Device, error) {
@@ -73,18 +91,13 @@ func (c *change) openQcow2(ctx context.Context, opts *share.OpenOptions) (share.
 	if err != nil {
 		return nil, err
 	}
-	client, err := srv.dial(ctx, c.rec.ID)
+	client, err := srv.dial(ctx)
 	if err != nil {
-		srv.stop()
+		srv.stop(false)
 		return nil, err
 	}
-	dev := &qcow2Device{Client: client, server: srv}
-	dev.onClose = func() { c.d.drop(dev) }
-	if err := c.d.hold(dev); err != nil {
-		_ = dev.Close()
-		return nil, err
-	}
-	return dev, nil
+	readOnly := opts.ReadOnly || opts.Snapshot != ""
+	return c.d.newDevice(&qcow2Image{client, srv}, c.rec, client.Size(), client.BlockSizes(), readOnly)
 }
 
 // server is a running qemu-nbd.
@@ -142,9 +155,12 @@ func privateDir() (string, error) {
 func (s *server) socket() string { return filepath.Join(s.dir, "nbd") }
 
 // dial connects as soon as the server listens.
-func (s *server) dial(ctx context.Context, id string) (*nbd.Client, error) {
+func (s *server) dial(ctx context.Context) (*nbd.Client, error) {
 	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		c, err := nbd.Dial(ctx, "nbd+unix:///?socket="+s.socket(), &nbd.ClientOptions{Connections: 1, Identity: id})
+		c, err := nbd.Dial(ctx, "nbd+unix:///?socket="+url.QueryEscape(s.socket()), &nbd.ClientOptions{Connections: 1})
+		if err == nil {
+			_ = os.RemoveAll(s.dir) // nobody else is to come
+		}
 		if err == nil || ctx.Err() != nil || !errors.Is(err, share.ErrUnavailable) {
 			return c, err
 		}
@@ -158,17 +174,28 @@ func (s *server) dial(ctx context.Context, id string) (*nbd.Client, error) {
 	}
 }
 
-// stop waits for the server to end, as it does when its client has left, and
-// makes it end if it does not.
-func (s *server) stop() {
-	for _, sig := range []os.Signal{nil, syscall.SIGTERM, syscall.SIGKILL} {
-		if sig != nil {
-			_ = s.cmd.Process.Signal(sig)
-		}
-		select {
-		case <-s.done:
+// stop makes the server end, and waits for that. One whose client has left
+// ends by itself, having written what it has.
+func (s *server) stop(left bool) {
+	if left && s.ended() {
+		return
+	}
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		_ = s.cmd.Process.Signal(sig)
+		if s.ended() {
 			return
-		case <-time.After(stopGrace):
 		}
+	}
+}
+
+// stopGrace is how long a server has to end.
+const stopGrace = 5 * time.Second
+
+func (s *server) ended() bool {
+	select {
+	case <-s.done:
+		return true
+	case <-time.After(stopGrace):
+		return false
 	}
 }

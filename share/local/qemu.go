@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"time"
 	"unicode"
 
 	"github.com/vmferry/vmferry/share"
@@ -137,6 +136,3 @@ func (d *dir) resizeQcow2(ctx context.Context, f *os.File, size share.Bytes) err
 	}
 	return f.Sync()
 }
-
-// stopGrace is how long a program has to end when it is told to.
-const stopGrace = 5 * time.Second

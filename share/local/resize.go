@@ -24,10 +24,11 @@ func (d *dir) Resize(ctx context.Context, name string, size share.Bytes, opts *s
 			return share.Volume{}, err
 		}
 		if size != c.rec.Size {
+			before := c.rec.Size
 			if err := c.resize(ctx, size); err != nil {
 				return share.Volume{}, err
 			}
-			d.log(ctx, "volume resized", c.rec)
+			d.log(ctx, "volume resized", c.rec, "before", int64(before), "after", int64(size))
 		}
 		return d.describe(c.rec)
 	})

@@ -365,7 +365,7 @@ func TestFormatIsNotProbed(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, nil)
 	create(t, s, disk("v", share.Raw))
-	header := string(qcow2Image(t, func([]byte) {})[:512])
+	header := string(editedQcow2(t, func([]byte) {})[:512])
 	write(t, s, "v", header, 0)
 	s = open(t, dir, nil)
 	v, err := s.Stat(t.Context(), "v")
@@ -377,8 +377,8 @@ func TestFormatIsNotProbed(t *testing.T) {
 	require.Equal(t, header, read(t, s, "v", 0, 512))
 }
 
-// qcow2Image is the image of an empty disk of 4 MiB, edited.
-func qcow2Image(t testing.TB, edit func(b []byte)) []byte {
+// editedQcow2 is the image of an empty disk of 4 MiB, edited.
+func editedQcow2(t testing.TB, edit func(b []byte)) []byte {
 	t.Helper()
 	needTools(t, "qemu-img")
 	path := filepath.Join(t.TempDir(), "image")
@@ -430,7 +430,7 @@ func TestHostileQcow2(t *testing.T) {
 		"many snapshots":       put32(60, 1<<31),
 		"snapshots beyond":     put64(64, 1<<63),
 	} {
-		require.NoError(t, os.WriteFile(path, qcow2Image(t, edit), 0o600))
+		require.NoError(t, os.WriteFile(path, editedQcow2(t, edit), 0o600))
 		for name, call := range touches {
 			if name == "stat" || name == "publish" {
 				continue // these hand on a path, and do not look inside
@@ -446,7 +446,7 @@ func TestHostileQcow2(t *testing.T) {
 		require.ErrorIs(t, err, share.ErrCorrupt, what)
 	}
 	// One snapshot, whose entry leads nowhere.
-	require.NoError(t, os.WriteFile(path, qcow2Image(t, func(b []byte) { put32(60, 1)(b); put64(64, uint64(len(b))-8)(b) }), 0o600))
+	require.NoError(t, os.WriteFile(path, editedQcow2(t, func(b []byte) { put32(60, 1)(b); put64(64, uint64(len(b))-8)(b) }), 0o600))
 	_, err := share.ListSnapshots(ctx, s, "v")
 	require.ErrorIs(t, err, share.ErrCorrupt)
 	require.NoError(t, share.Delete(ctx, s, "v"), "what is refused can be removed")
@@ -502,13 +502,14 @@ func TestOpenURL(t *testing.T) {
 	dir := t.TempDir()
 	var r share.Registry
 	require.NoError(t, r.Register("local", OpenURL))
-	s, err := r.Open(ctx, "local://"+dir+"?file_mode=640&group=0&format=raw")
+	s, err := r.Open(ctx, "local://"+dir+"?file_mode=640&group=0&format=raw&shared=true")
 	require.NoError(t, err)
-	require.Equal(t, "local://"+dir+"?file_mode=640&format=raw&group=0", s.Info().URL)
+	require.Equal(t, "local://"+dir+"?file_mode=640&format=raw&group=0&shared=true", s.Info().URL)
 	require.NoError(t, s.Close())
 	for _, bad := range []string{
 		"local://host" + dir, "local:relative", "local://u@" + dir, "local://" + dir + "#f",
 		"local://" + dir + "?no=1", "local://" + dir + "?file_mode=9", "local://" + dir + "?file_mode=777", "local://" + dir + "?a;b",
+		"local://" + dir + "?shared=1", "local://" + dir + "?group=0&group=1",
 	} {
 		_, err := r.Open(ctx, bad)
 		require.ErrorIs(t, err, share.ErrInvalid, bad)

@@ -25,7 +25,7 @@ func (d qemuDir) Snapshot(ctx context.Context, volume, name string) (share.Snaps
 		if err := c.free(f); err != nil {
 			return share.Snapshot{}, err
 		}
-		if err := c.snapshotCommand(ctx, f, "-c", name); err != nil {
+		if err := c.snapshotCommand(ctx, f, "snapshot taken", "-c", name); err != nil {
 			return share.Snapshot{}, err
 		}
 		s, err = findSnapshot(f, name)
@@ -65,7 +65,7 @@ func (d qemuDir) RollBack(ctx context.Context, volume, name string) error {
 		}
 		d.step("roll back: recorded")
 		// By its ID: qemu-img takes a name that looks like an ID for one.
-		if err := c.snapshotCommand(ctx, f, "-a", s.id); err != nil {
+		if err := c.snapshotCommand(ctx, f, "volume rolled back", "-a", s.id); err != nil {
 			return struct{}{}, err
 		}
 		return struct{}{}, c.finishRollBack(f)
@@ -82,7 +82,7 @@ func (d qemuDir) DeleteSnapshot(ctx context.Context, volume, name string) error 
 		if err := c.free(f); err != nil {
 			return struct{}{}, err
 		}
-		return struct{}{}, c.snapshotCommand(ctx, f, "-d", name)
+		return struct{}{}, c.snapshotCommand(ctx, f, "snapshot deleted", "-d", name)
 	})
 	return err
 }
@@ -114,12 +114,16 @@ func onSnapshots[T any](ctx context.Context, d qemuDir, op, volume, name string,
 var errNoSnapshots = &share.UnsupportedError{What: "snapshot", Reason: "only qcow2 images have them"}
 
 // snapshotCommand runs qemu-img snapshot, and makes its work durable.
-func (c *change) snapshotCommand(ctx context.Context, f *os.File, action, name string) error {
+func (c *change) snapshotCommand(ctx context.Context, f *os.File, what, action, name string) error {
 	if err := c.d.tools.runImg(ctx, f, "snapshot", "-q", action, name, "--", imageNode); err != nil {
 		return err
 	}
-	c.d.step("snapshot " + action + ": done")
-	return f.Sync()
+	c.d.step(what + ": done")
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	c.d.log(ctx, what, c.rec, "snapshot", name)
+	return nil
 }
 
 // finishRollBack records the size that an image has after rolling back, or has

@@ -18,15 +18,24 @@ import (
 )
 
 // openRaw opens a raw disk of that size.
-func openRaw(t testing.TB, dir string, size share.Bytes) *rawDevice {
+func openRaw(t testing.TB, dir string, size share.Bytes) *device {
 	t.Helper()
 	s := open(t, dir, nil)
 	create(t, s, share.Spec{Name: "v", Kind: share.Disk, Size: size})
 	d, err := share.OpenDevice(t.Context(), s, "v", nil)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = d.Close() })
-	return d.(*rawDevice)
+	return d.(*device)
 }
+
+// stalling are blocks whose calls are let through by stall.
+type stalling struct {
+	blocks
+	stall func()
+}
+
+func (s *stalling) readAt(p []byte, off int64) error  { s.stall(); return s.blocks.readAt(p, off) }
+func (s *stalling) writeAt(p []byte, off int64) error { s.stall(); return s.blocks.writeAt(p, off) }
 
 // TestHungFileSystem: a call that the kernel does not let go of ends by its
 // context; its buffer is the caller's again, nothing overtakes it, and the
@@ -36,11 +45,11 @@ func TestHungFileSystem(t *testing.T) {
 	d := openRaw(t, dir, share.MiB)
 	var hang atomic.Bool
 	release := make(chan struct{})
-	d.stall = func() {
+	d.blocks = &stalling{d.blocks, func() {
 		if hang.Load() {
 			<-release
 		}
-	}
+	}}
 	timeout := func() context.Context {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 		t.Cleanup(cancel)
@@ -88,7 +97,7 @@ func TestHungFileSystem(t *testing.T) {
 func TestWritesGoOnBehindOneThatEnded(t *testing.T) {
 	d := openRaw(t, t.TempDir(), share.MiB)
 	release := make(chan struct{})
-	d.stall = func() { <-release }
+	d.blocks = &stalling{d.blocks, func() { <-release }}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
 	require.ErrorIs(t, d.WriteAt(ctx, []byte{1}, 0), share.ErrWedged)
@@ -121,7 +130,7 @@ func (f closeFunc) Release() error { return f.Close() }
 func TestFlushFailsForGood(t *testing.T) {
 	d := openRaw(t, t.TempDir(), share.MiB)
 	lost := fmt.Errorf("flush: %w", unix.EIO)
-	d.lost.Store(&lost)
+	d.blocks.(*rawFile).lost.Store(&lost)
 	require.ErrorIs(t, d.Flush(t.Context()), unix.EIO)
 	require.ErrorIs(t, d.Flush(t.Context()), unix.EIO)
 }
@@ -164,10 +173,10 @@ func TestExtentsOfHoles(t *testing.T) {
 	require.Equal(t, share.ExtentHole|share.ExtentZero, exts[0].State)
 	require.GreaterOrEqual(t, exts[0].Len, int64(10*share.MiB), "all but a tail that is not a whole block")
 	var st unix.Stat_t
-	require.NoError(t, control(d.file, func(fd int) error { return unix.Fstat(fd, &st) }))
+	require.NoError(t, control(d.blocks.(*rawFile).file, func(fd int) error { return unix.Fstat(fd, &st) }))
 	require.Less(t, st.Blocks*512, int64(64<<10), "discard gives the space back")
 	require.NoError(t, d.Zero(ctx, 0, int64(share.MiB), share.ZeroKeepAllocated))
-	require.NoError(t, control(d.file, func(fd int) error { return unix.Fstat(fd, &st) }))
+	require.NoError(t, control(d.blocks.(*rawFile).file, func(fd int) error { return unix.Fstat(fd, &st) }))
 	require.GreaterOrEqual(t, st.Blocks*512, int64(share.MiB), "the space is kept")
 }
 
