@@ -51,8 +51,7 @@ func (a *arrival) join(ctx context.Context, hello wire.HelloBody) (*session, err
 		return nil, fmt.Errorf("writes of an older session do not end: %w: %w", share.ErrWedged, err)
 	}
 	s = &session{arrival: a, hello: hello, conns: map[net.Conn]bool{}}
-	bufs := newBuffers(8, max(ChunkSize, hello.Block))
-	s.target = newDeviceTarget(a.dev, hello.Size, hello.Block, a.opts.ReadBack, bufs)
+	s.target = newDeviceTarget(a.dev, hello.Size, hello.Block, a.opts.ReadBack)
 	a.mu.Lock()
 	a.session = s
 	a.mu.Unlock()

@@ -9,7 +9,6 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -33,11 +32,16 @@ type diskCopy struct {
 	bufs   *buffers
 	// sent are the hashes of what was read from the source.
 	sent *hashTree
+	// suspects are the blocks that the destination has from an earlier attempt,
+	// if they are still the same: they are compared before they are sent.
+	suspects *blockSet
+	// arrived is called with what the destination has durably.
+	arrived func([]Range)
 	// unwritten are the blocks that the destination is known to read as zeros,
 	// because it says so and nothing was written to them.
 	unwritten *blockSet
 
-	sentBytes, zeroBytes atomic.Int64
+	sentBytes, zeroBytes, sameBytes atomic.Int64
 }
 
 // leasesUnderWay lets one lease be read and written while the one before it is
@@ -47,42 +51,44 @@ const leasesUnderWay = 2
 func newDiskCopy(d DiskMove, o Options) *diskCopy {
 	block, size := d.Tracker.Granularity(), d.Source.Size()
 	return &diskCopy{DiskMove: d, opts: o, block: block, bufs: newBuffers(o.Streams, max(ChunkSize, block)),
-		sent: newHashTree(size, block), unwritten: newBlockSet(size, block)}
-}
-
-// open begins to track, and asks the destination what it need not be told.
-func (c *diskCopy) open(ctx context.Context) error {
-	if err := c.reach(ctx); err != nil {
-		return fmt.Errorf("disk %s: %w", c.Name, err)
-	}
-	blank, err := c.target.blank(ctx)
-	if err != nil {
-		return fmt.Errorf("disk %s: %w", c.Name, err)
-	}
-	for _, r := range blank {
-		c.unwritten.add(r.Off, r.Len)
-	}
-	c.cursor, err = c.Tracker.NewCursor(ctx, FromAll)
-	if err != nil {
-		return fmt.Errorf("disk %s: %w", c.Name, err)
-	}
-	return nil
+		sent: newHashTree(size, block), unwritten: newBlockSet(size, block), suspects: newBlockSet(size, block)}
 }
 
 // reach opens the way to the destination, and makes sure that it is the right
 // one: sizes and identities are compared again, because time has passed.
-func (c *diskCopy) reach(ctx context.Context) error {
-	c.epoch = uint64(time.Now().UnixNano()) // later attempts are greater
+func (c *diskCopy) reach(ctx context.Context, attempt uint64) error {
+	c.epoch = attempt
 	if c.Remote == nil {
-		c.target = newDeviceTarget(c.Destination, c.Source.Size(), c.block, !c.opts.NoReadBack, c.bufs)
-		return c.checkDestination(c.Destination.Size(), share.IdentityOf(c.Destination))
+		c.target = newDeviceTarget(c.Destination, c.Source.Size(), c.block, !c.opts.NoReadBack)
+		return c.checkDestination(c.Destination.Size(), c.destinationID())
 	}
 	t, err := c.Remote.dial(ctx, c.Source.Size(), c.block, c.epoch)
 	if err != nil {
 		return err
 	}
 	c.target = t
-	return c.checkDestination(t.welcome.Size, t.welcome.Identity)
+	return c.checkDestination(t.welcome.Size, c.destinationID())
+}
+
+// destinationID is the identity of what was reached.
+func (c *diskCopy) destinationID() string {
+	if t, ok := c.target.(*remoteTarget); ok {
+		return t.welcome.Identity
+	}
+	return share.IdentityOf(c.Destination)
+}
+
+// open begins to track, and asks the destination what it need not be told.
+func (c *diskCopy) open(ctx context.Context) error {
+	blank, err := c.target.blank(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range blank {
+		c.unwritten.add(r.Off, r.Len)
+	}
+	c.cursor, err = c.Tracker.NewCursor(ctx, FromAll)
+	return err
 }
 
 // pass sends everything that is dirty once. progress is called after each
@@ -104,6 +110,9 @@ func (c *diskCopy) pass(ctx context.Context, progress func()) error {
 				return errors.Join(err, c.cursor.Nack(l))
 			}
 			defer progress()
+			if c.arrived != nil {
+				c.arrived(l.Ranges)
+			}
 			return c.cursor.Ack(l)
 		})
 	}
@@ -119,47 +128,55 @@ func (c *diskCopy) pass(ctx context.Context, progress func()) error {
 // send brings one lease to the destination. When it returns nil the
 // destination has it durably.
 func (c *diskCopy) send(ctx context.Context, l *Lease) error {
-	written, err := c.write(ctx, l)
-	if err != nil || len(written) == 0 { // all blank: the destination holds it as it is
+	done, err := c.write(ctx, l)
+	if err != nil || len(done.ranges) == 0 && !done.compared { // all blank: the destination holds it as it is
 		return err
 	}
-	return c.target.commit(ctx, written)
+	return c.target.commit(ctx, done.ranges)
 }
 
-// write copies the lease's blocks and returns the ranges that it wrote.
-func (c *diskCopy) write(ctx context.Context, l *Lease) ([]Range, error) {
-	var written rangeList
+// write copies the lease's blocks and returns what it did to the destination.
+func (c *diskCopy) write(ctx context.Context, l *Lease) (*changes, error) {
+	written := new(changes)
 	g, gctx := errgroup.WithContext(ctx)
 	for _, r := range l.Ranges {
 		for _, e := range c.sourceExtents(gctx, r) {
 			if e.State.Zero() {
-				if err := c.writeZeros(gctx, l.Generation, Range{e.Off, e.Len}, &written); err != nil {
+				if err := c.writeZeros(gctx, l.Generation, Range{e.Off, e.Len}, written); err != nil {
 					return nil, cmp.Or(g.Wait(), err)
 				}
 				continue
 			}
 			err := c.bufs.each(gctx, g, Range{e.Off, e.Len}, func(part Range, buf []byte) error {
-				return c.writeChunk(gctx, l.Generation, part, buf, &written)
+				return c.writeChunk(gctx, l.Generation, part, buf, written)
 			})
 			if err != nil {
 				return nil, cmp.Or(g.Wait(), err)
 			}
 		}
 	}
-	err := g.Wait()
-	return written.ranges, err
+	return written, g.Wait()
 }
 
-// rangeList collects what several goroutines did.
-type rangeList struct {
+// changes collects what several goroutines did to the destination.
+type changes struct {
 	mu     sync.Mutex
 	ranges []Range
+	// compared: blocks were found equal. The destination may hold them in a
+	// cache yet, so it must flush before they count.
+	compared bool
 }
 
-func (l *rangeList) add(r Range) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.ranges = append(l.ranges, r)
+func (c *changes) add(r Range) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ranges = append(c.ranges, r)
+}
+
+func (c *changes) same() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.compared = true
 }
 
 // sourceExtents tells data from zeros in r, with borders at blocks. The source
@@ -197,40 +214,93 @@ func (c *diskCopy) sourceExtents(ctx context.Context, r Range) []share.Extent {
 
 func roundUp(n, to int64) int64 { return (n + to - 1) / to * to }
 
-// writeChunk reads one part of the source and writes what is not blank.
-func (c *diskCopy) writeChunk(ctx context.Context, gen uint64, part Range, buf []byte, written *rangeList) error {
+// writeChunk reads one part of the source and writes what is neither blank nor
+// at the destination already.
+func (c *diskCopy) writeChunk(ctx context.Context, gen uint64, part Range, buf []byte, done *changes) error {
 	if err := c.Source.ReadAt(ctx, buf, part.Off); err != nil {
 		return fmt.Errorf("read the source at %d: %w", part.Off, err)
 	}
-	for at := int64(0); at < part.Len; {
-		// A run of blocks that are all zero, or all not.
-		zero := isZero(buf[at:min(at+c.block, part.Len)])
-		end := at
-		for end < part.Len && isZero(buf[end:min(end+c.block, part.Len)]) == zero {
-			end = min(end+c.block, part.Len)
-		}
-		run := Range{part.Off + at, end - at}
-		if zero {
-			if err := c.writeZeros(ctx, gen, run, written); err != nil {
+	there, err := c.there(ctx, part)
+	if err != nil {
+		return err
+	}
+	for _, p := range c.sort(part, buf, there) {
+		data := buf[p.Off-part.Off : p.End()-part.Off]
+		c.suspects.remove(p.Off, p.Len)
+		switch p.kind {
+		case zeroPiece:
+			if err := c.writeZeros(ctx, gen, p.Range, done); err != nil {
 				return err
 			}
-		} else {
-			leaves := hashBlocks(buf[at:end], c.block)
-			c.sent.setLeaves(run.Off/c.block, leaves)
-			c.unwritten.remove(run.Off, run.Len)
-			if err := c.target.write(ctx, Stamp{c.epoch, gen}, run.Off, buf[at:end], leaves); err != nil {
-				return err
-			}
-			c.sentBytes.Add(run.Len)
-			written.add(run)
+			continue
+		case samePiece:
+			c.sent.setLeaves(p.Off/c.block, p.leaves)
+			c.unwritten.remove(p.Off, p.Len)
+			c.sameBytes.Add(p.Len)
+			done.same()
+			continue
 		}
-		at = end
+		c.sent.setLeaves(p.Off/c.block, p.leaves)
+		c.unwritten.remove(p.Off, p.Len)
+		if err := c.target.write(ctx, Stamp{c.epoch, gen}, p.Off, data, p.leaves); err != nil {
+			return err
+		}
+		c.sentBytes.Add(p.Len)
+		done.add(p.Range)
 	}
 	return nil
 }
 
+// there returns the destination's hashes of the blocks of r if one of them is
+// suspected to be there already.
+func (c *diskCopy) there(ctx context.Context, r Range) ([]hash, error) {
+	if !c.suspects.any(r.Off, r.Len) {
+		return nil, nil
+	}
+	return c.target.hashes(ctx, r)
+}
+
+// piece is a run of blocks to be treated alike.
+type piece struct {
+	Range
+	kind   pieceKind
+	leaves []hash // not of zeros
+}
+
+type pieceKind uint8
+
+const (
+	dataPiece pieceKind = iota
+	zeroPiece
+	samePiece // the destination has it
+)
+
+// sort divides what was read into pieces. there are the destination's hashes, or
+// nil.
+func (c *diskCopy) sort(part Range, buf []byte, there []hash) (pieces []piece) {
+	for at := int64(0); at < part.Len; at += c.block {
+		p := buf[at:min(at+c.block, part.Len)]
+		r := piece{Range: Range{part.Off + at, int64(len(p))}}
+		if isZero(p) {
+			r.kind = zeroPiece
+		} else {
+			r.leaves = hashBlocks(p, c.block)
+			if there != nil && there[at/c.block] == r.leaves[0] && c.suspects.has(r.Off, r.Len) {
+				r.kind = samePiece
+			}
+		}
+		if k := len(pieces); k > 0 && pieces[k-1].kind == r.kind {
+			pieces[k-1].Len += r.Len
+			pieces[k-1].leaves = append(pieces[k-1].leaves, r.leaves...)
+			continue
+		}
+		pieces = append(pieces, r)
+	}
+	return pieces
+}
+
 // writeZeros makes blocks of the destination zero that are not so already.
-func (c *diskCopy) writeZeros(ctx context.Context, gen uint64, r Range, written *rangeList) error {
+func (c *diskCopy) writeZeros(ctx context.Context, gen uint64, r Range, done *changes) error {
 	c.sent.setZero(r.Off, r.Len)
 	c.zeroBytes.Add(r.Len)
 	if c.unwritten.has(r.Off, r.Len) {
@@ -240,7 +310,7 @@ func (c *diskCopy) writeZeros(ctx context.Context, gen uint64, r Range, written 
 	if err := c.target.zero(ctx, Stamp{c.epoch, gen}, r); err != nil {
 		return err
 	}
-	written.add(r)
+	done.add(r)
 	return nil
 }
 
@@ -273,7 +343,7 @@ func (c *diskCopy) close() {
 }
 
 func (c *diskCopy) progress() DiskProgress {
-	p := DiskProgress{Name: c.Name, Total: c.Source.Size(), Remaining: c.Source.Size(), Sent: c.sentBytes.Load(), Zero: c.zeroBytes.Load()}
+	p := DiskProgress{Name: c.Name, Total: c.Source.Size(), Remaining: c.Source.Size(), Sent: c.sentBytes.Load(), Zero: c.zeroBytes.Load(), Same: c.sameBytes.Load()}
 	if c.cursor != nil {
 		p.Remaining = c.cursor.Dirty() + c.cursor.Leased()
 	}
@@ -281,7 +351,7 @@ func (c *diskCopy) progress() DiskProgress {
 }
 
 func (c *diskCopy) result() DiskResult {
-	r := DiskResult{Name: c.Name, Size: c.Source.Size(), Sent: c.sentBytes.Load(), Zero: c.zeroBytes.Load(), Proof: "none"}
+	r := DiskResult{Name: c.Name, Size: c.Source.Size(), Sent: c.sentBytes.Load(), Zero: c.zeroBytes.Load(), Same: c.sameBytes.Load(), Proof: "none"}
 	if c.target != nil {
 		r.Proof = c.target.proof()
 	}

@@ -3,6 +3,8 @@ package migrate
 import (
 	"fmt"
 	"time"
+
+	"github.com/vmferry/vmferry/share"
 )
 
 // Phase is where a job stands. The comments say who may run the guest in it.
@@ -64,6 +66,17 @@ func (p Phase) String() string {
 
 // MarshalText is String.
 func (p Phase) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText accepts what MarshalText returns.
+func (p *Phase) UnmarshalText(b []byte) error {
+	for i, name := range phaseNames {
+		if name == string(b) {
+			*p = Phase(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: phase %q", share.ErrInvalid, b)
+}
 
 // Ended reports whether a job in this phase does nothing more by itself.
 func (p Phase) Ended() bool { return p >= PhaseDone && p < phaseCount }
@@ -143,6 +156,9 @@ type DiskProgress struct {
 	// Sent is data that went over, Zero what did not need to because it reads
 	// as zeros. Blocks that were written again count again.
 	Sent, Zero int64
+	// Same is data that the destination had from an earlier attempt, as its
+	// hashes showed.
+	Same int64
 }
 
 // MemoryProgress holds the figures of a guest's memory.

@@ -88,6 +88,12 @@ func (s *blockSet) has(off, n int64) bool {
 	return s.each(off/s.block, (off+n-1)/s.block, func(w *uint64, mask uint64) bool { return *w&mask == mask })
 }
 
+// any reports whether one of the blocks that n bytes from off touch is in the
+// set.
+func (s *blockSet) any(off, n int64) bool {
+	return !s.each(off/s.block, (off+n-1)/s.block, func(w *uint64, mask uint64) bool { return *w&mask == 0 })
+}
+
 // missing returns the runs of blocks that are not in the set, in order.
 func (s *blockSet) missing() (out []Range) {
 	s.mu.Lock()

@@ -60,6 +60,8 @@ type DiskResult struct {
 	// Sent is data that went over, Zero what was made zero or left so.
 	Sent int64 `json:"sent_bytes"`
 	Zero int64 `json:"zero_bytes"`
+	// Same is data that the destination had from an earlier attempt.
+	Same int64 `json:"same_bytes,omitempty"`
 	// Root is the root of the tree of hashes over the disk at switchover, the
 	// same on both sides; empty where the copy was not made by this engine.
 	Root string `json:"root,omitempty"`

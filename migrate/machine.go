@@ -36,6 +36,9 @@ type state struct {
 	// on its way back to the source: a swap of ours to that end may be late,
 	// so the destination must not be activated under the same epoch any more.
 	HandBack bool `json:"hand_back,omitempty"`
+	// Again says that the copy goes on once the guest runs at the source: the
+	// move was interrupted by a crash, not by a failure.
+	Again bool `json:"again,omitempty"`
 	// Reads counts how often the store had to be asked, so that a store which
 	// never answers clearly does not keep the job for ever.
 	Reads uint8 `json:"reads,omitempty"`
@@ -157,6 +160,10 @@ func (s state) after(e ended) (state, []effect) {
 		return s.enter(PhaseDone)
 	case PhaseResuming:
 		if e.Outcome == ok {
+			if s.Again && !s.Cancelled {
+				s.Again = false
+				return s.enter(PhasePreparing)
+			}
 			return s.enter(PhaseRollingBack)
 		}
 		return s.enter(PhaseIndeterminate)
@@ -212,10 +219,13 @@ func (s state) afterReading(e ended) (state, []effect) {
 // relinquished: while this program was gone somebody may have taken over.
 func (s state) restart() (state, []effect) {
 	switch p := s.Phase; {
-	case p == PhasePreparing || p == PhaseCopying || p == PhaseRollingBack:
+	case p == PhaseRollingBack || s.Cancelled && (p == PhasePreparing || p == PhaseCopying):
 		return s.enter(PhaseRollingBack)
+	case p == PhaseUnknown || p == PhasePreparing || p == PhaseCopying || p == PhaseFailed || p == PhaseCancelled:
+		s.Cancelled = false
+		return s.enter(PhasePreparing)
 	case p >= PhasePausing && p <= PhaseActivating || p == PhaseResuming || p == PhaseIndeterminate:
-		s.Reads = 0
+		s.Reads, s.Again = 0, !s.HandBack
 		return s.enter(PhaseReading)
 	case p == PhaseCompleting:
 		return s.enter(PhaseCompleting)

@@ -124,6 +124,13 @@ func (x *explorer) end(n node) {
 		if n.w.dstRuns || !n.w.srcRuns {
 			x.fail(n, "%s, and the guest does not run at the source alone", n.s.Phase)
 		}
+		// Someone resumes what failed: the move begins again.
+		if n.restarts > 0 {
+			m := n
+			m.restarts--
+			m.s, _ = step(n.s, restarted{})
+			x.to(m, "resume")
+		}
 	case PhaseIndeterminate:
 		// Someone looks, and the move goes on.
 		if n.restarts > 0 {

@@ -24,8 +24,8 @@ type Move struct {
 	// Authority says who may run the guest. Nil: one within this program, for
 	// this move alone.
 	Authority Authority
-	// Journal keeps the phases. Nil: none; a crash of this program then leaves
-	// the finding out to a human.
+	// Journal keeps what is needed to [Resume]. Nil: none; a crash of this
+	// program then leaves the finding out to a human.
 	Journal Journal
 }
 
@@ -162,7 +162,42 @@ func setDefault[T comparable](v *T, d T) {
 //
 // The devices and the guest are the caller's again when the job has ended, and
 // must not be closed before.
+//
+// A journal that holds an attempt already is [share.ErrExist]; see [Resume].
 func Start(ctx context.Context, m Move, opts *Options) (*Job, error) {
+	return start(ctx, m, opts, func() (*history, error) {
+		if m.Journal == nil {
+			return new(history), nil
+		}
+		h, err := readHistory(ctx, &m)
+		if err == nil && h.begin != nil {
+			err = fmt.Errorf("the journal of move %s %w: Resume goes on with it", m.ID, share.ErrExist)
+		}
+		return h, err
+	})
+}
+
+// Resume goes on with a move after a crash of this program or of a host, after
+// a failure, or after a cancel. The move is described as for [Start], with the
+// devices opened and the guest connected again, and with its journal.
+//
+// What the journal says arrived is compared by hash with the source, and sent
+// again only where it differs. Where the guest may be paused the authority's
+// store is asked, and the move goes to where that leads: the guest is activated
+// at the destination, or resumes at the source and the copy goes on. A move that
+// is done returns a job that has ended.
+//
+// A journal of another job or version, or one that is damaged, is a
+// [*JournalError]; devices that are not those of the journal are
+// [share.ErrWrongDevice]. In these cases nothing is written.
+func Resume(ctx context.Context, m Move, opts *Options) (*Job, error) {
+	if m.Journal == nil {
+		return nil, fmt.Errorf("%w: move %s has no journal to resume from", share.ErrInvalid, m.ID)
+	}
+	return start(ctx, m, opts, func() (*history, error) { return readHistory(ctx, &m) })
+}
+
+func start(ctx context.Context, m Move, opts *Options, past func() (*history, error)) (*Job, error) {
 	if err := m.check(); err != nil {
 		return nil, err
 	}
@@ -170,8 +205,12 @@ func Start(ctx context.Context, m Move, opts *Options) (*Job, error) {
 	if o.MaxDowntime < 0 || o.StallRounds < 1 || o.SwitchoverTimeout < 0 || o.Window < ChunkSize || o.Streams < 1 {
 		return nil, fmt.Errorf("%w: options: times are positive, rounds and streams at least 1, the window at least %d bytes", share.ErrInvalid, ChunkSize)
 	}
+	h, err := past()
+	if err != nil {
+		return nil, err
+	}
 	return Go(ctx, m.ID, func(ctx context.Context, r *Reporter) (Result, error) {
-		return newMover(m, o, r).run(ctx)
+		return newMover(m, o, h, r).run(ctx)
 	}), nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,7 +19,10 @@ type mover struct {
 	report *Reporter
 	disks  []*diskCopy
 	pace   pace
-	seq    uint64 // of the journal's entries
+	past   *history // what the journal said; empty where nothing did
+
+	mu  sync.Mutex // over the journal's next number
+	seq uint64
 }
 
 // Times that are no matter of taste: long enough for a slow disk's flush or a
@@ -28,13 +32,22 @@ const (
 	wedgeTimeout = 10 * time.Second
 )
 
-func newMover(m Move, o Options, r *Reporter) *mover {
+func newMover(m Move, o Options, past *history, r *Reporter) *mover {
 	if m.Authority == nil {
 		m.Authority = new(MemAuthority)
 	}
-	v := &mover{Move: m, opts: o, report: r}
+	v := &mover{Move: m, opts: o, report: r, past: past, seq: past.seq}
 	for _, d := range m.Disks {
-		v.disks = append(v.disks, newDiskCopy(d, o))
+		c := newDiskCopy(d, o)
+		for _, a := range past.arrived[d.Name] {
+			if share.CheckRange(d.Source.Size(), a.Off, a.Len) == nil && a.Len > 0 {
+				c.suspects.add(a.Off, a.Len)
+			}
+		}
+		if m.Journal != nil {
+			c.arrived = func(list []Range) { v.noteArrived(d.Name, list) }
+		}
+		v.disks = append(v.disks, c)
 	}
 	return v
 }
@@ -50,9 +63,13 @@ func (v *mover) run(ctx context.Context) (Result, error) {
 	x := &executor{steps: v, report: v.report, log: v.opts.Logger.With("job", v.ID, "guest", v.Guest.Name()),
 		timeout: v.timeout, grace: wedgeTimeout}
 	if v.Journal != nil {
-		x.journal = v.append
+		x.journal = v.notePhase
 	}
-	s, t := x.run(ctx, state{}, started{})
+	var in input = started{}
+	if v.past.begin != nil {
+		in = restarted{}
+	}
+	s, t := x.run(ctx, v.past.state, in)
 
 	v.updateProgress()
 	res := Result{Phase: s.Phase, Epoch: s.Epoch, Rounds: v.pace.rounds}
@@ -85,7 +102,7 @@ func (v *mover) verdict(ctx context.Context, s state, t *trouble) error {
 		return fmt.Errorf("move %s: %w", v.ID, e)
 	}
 	if t == nil {
-		return fmt.Errorf("move %s failed", v.ID)
+		return fmt.Errorf("move %s failed in an earlier attempt, and is rolled back now; Resume begins another", v.ID)
 	}
 	return fmt.Errorf("move %s: %s: %w", v.ID, t.phase, t.err)
 }
@@ -100,10 +117,51 @@ func (v *mover) timeout(p Phase) time.Duration {
 	return stepTimeout
 }
 
-func (v *mover) append(ctx context.Context, s state) error {
+// append writes an entry to the journal.
+func (v *mover) append(ctx context.Context, e Entry) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	e.Job, e.Seq, e.Time = v.ID, v.seq+1, time.Now()
+	if err := v.Journal.Append(ctx, e); err != nil {
+		return err
+	}
 	v.seq++
-	return v.Journal.Append(ctx, Entry{Job: v.ID, Guest: v.Guest.Name(), Seq: v.seq, Time: time.Now(),
-		Phase: s.Phase, Epoch: s.Epoch, Owner: v.host(s.Owner), Cancelled: s.Cancelled})
+	return nil
+}
+
+func (v *mover) notePhase(ctx context.Context, s state) error {
+	if s.Phase == PhasePreparing {
+		return nil // the attempt's own entry stands for it; see begin
+	}
+	return v.append(ctx, Entry{Phase: &PhaseEntry{Phase: s.Phase, Epoch: s.Epoch, Owner: v.host(s.Owner), Cancelled: s.Cancelled, HandBack: s.HandBack}})
+}
+
+// noteArrived writes down what need only be compared after a crash. That it
+// cannot be costs time then, and nothing else.
+func (v *mover) noteArrived(disk string, list []Range) {
+	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
+	defer cancel()
+	if err := v.append(ctx, Entry{Arrived: &ArrivedEntry{Disk: disk, Ranges: list}}); err != nil {
+		v.report.Warn(fmt.Errorf("journal: %w", err))
+	}
+}
+
+// begin notes what moves, and makes sure that it is what moved before.
+func (v *mover) begin(ctx context.Context) error {
+	if v.Journal == nil {
+		return nil
+	}
+	b := &BeginEntry{Guest: v.Guest.Name(), Source: v.Source, Destination: v.Destination}
+	for _, d := range v.disks {
+		b.Disks = append(b.Disks, DiskEntry{Name: d.Name, Size: d.Source.Size(), SourceID: share.IdentityOf(d.Source), DestinationID: d.destinationID()})
+		b.Attempt = max(b.Attempt, d.epoch)
+	}
+	if v.past.begin != nil {
+		if err := v.past.begin.same(b); err != nil {
+			return fmt.Errorf("the journal is of another move: %w", err)
+		}
+	}
+	return v.append(ctx, Entry{Begin: b})
 }
 
 func (v *mover) host(s side) string {
@@ -172,9 +230,19 @@ func (v *mover) prepare(ctx context.Context) (ended, error) {
 	if rec.Owner != v.Source {
 		return ended{Outcome: refused}, fmt.Errorf("host %s may not run the guest: %w: in epoch %d it is %s's", v.Source, share.ErrDenied, rec.Epoch, rec.Owner)
 	}
+	// Without a journal the clock alone makes later attempts greater.
+	attempt := max(uint64(time.Now().UnixNano()), v.past.attempt+1)
+	for _, d := range v.disks {
+		if err := d.reach(ctx, attempt); err != nil {
+			return ended{Outcome: refused}, fmt.Errorf("disk %s: %w", d.Name, err)
+		}
+	}
+	if err := v.begin(ctx); err != nil { // before anything is written
+		return ended{Outcome: refused}, err
+	}
 	for _, d := range v.disks {
 		if err := d.open(ctx); err != nil {
-			return ended{Outcome: refused}, err
+			return ended{Outcome: refused}, fmt.Errorf("disk %s: %w", d.Name, err)
 		}
 	}
 	return ended{Owner: source, Epoch: rec.Epoch}, nil

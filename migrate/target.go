@@ -49,8 +49,10 @@ type deviceTarget struct {
 	dev         share.Device
 	size, block int64
 	readBack    bool
-	bufs        *buffers
-	fence       fence
+	// bufs are the target's own: a caller may hold one of its own while it
+	// waits for one of these.
+	bufs  *buffers
+	fence fence
 
 	// zeros are the blocks that are known to read as zeros; known those whose
 	// leaf in held is true.
@@ -58,9 +60,13 @@ type deviceTarget struct {
 	held         *hashTree
 }
 
+// readsUnderWay is how many reads of a target are under way at once, for
+// hashing and for reading back.
+const readsUnderWay = 8
+
 // newDeviceTarget makes the target of the first size bytes of dev.
-func newDeviceTarget(dev share.Device, size, block int64, readBack bool, bufs *buffers) *deviceTarget {
-	return &deviceTarget{dev: dev, size: size, block: block, readBack: readBack, bufs: bufs, fence: fence{block: block},
+func newDeviceTarget(dev share.Device, size, block int64, readBack bool) *deviceTarget {
+	return &deviceTarget{dev: dev, size: size, block: block, readBack: readBack, bufs: newBuffers(readsUnderWay, max(ChunkSize, block)), fence: fence{block: block},
 		zeros: newBlockSet(size, block), known: newBlockSet(size, block), held: newHashTree(size, block)}
 }
 

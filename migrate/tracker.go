@@ -63,7 +63,10 @@ type Cursor interface {
 }
 
 // Range is a run of bytes of a device.
-type Range struct{ Off, Len int64 }
+type Range struct {
+	Off int64 `json:"off"`
+	Len int64 `json:"len"`
+}
 
 // End is the offset behind the range.
 func (r Range) End() int64 { return r.Off + r.Len }

@@ -12,10 +12,15 @@ import (
 // It notes every moment at which a rule of the contract is broken: two running
 // copies, a side that runs without authority.
 type Guest struct {
+	faults Faults
+	*guestState
+}
+
+// guestState is what several views of a guest share.
+type guestState struct {
 	name              string
 	from, to          string
 	authority         migrate.Authority
-	faults            Faults
 	onPause, onResume func() error
 
 	mu           sync.Mutex
@@ -27,7 +32,21 @@ type Guest struct {
 // NewGuest makes the guest that runs at host from and may move to host to.
 // Authority is asked, without faults, whenever the guest starts to run.
 func NewGuest(name, from, to string, a migrate.Authority, f Faults) *Guest {
-	return &Guest{name: name, from: from, to: to, authority: a, faults: f, running: map[string]bool{from: true}}
+	return &Guest{f, &guestState{name: name, from: from, to: to, authority: a, running: map[string]bool{from: true}}}
+}
+
+// WithFaults is another view of the same guest, whose calls fail as f says: the
+// connection of another program to it.
+func (g *Guest) WithFaults(f Faults) *Guest { return &Guest{f, g.guestState} }
+
+// WhileRunning calls f if the guest runs at host, and keeps it from being paused
+// meanwhile.
+func (g *Guest) WhileRunning(host string, f func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.running[host] {
+		f()
+	}
 }
 
 // OnPause lets pause and resume do more: hold the guest's writes back, say.

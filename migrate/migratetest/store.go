@@ -66,6 +66,47 @@ func (s *Store) Truth(guest string) migrate.Record {
 // Quiet is the same store without its faults.
 func (s *Store) Quiet() migrate.Authority { return &s.MemAuthority }
 
+// Unreliable is an authority with faults in its operations "load" and "swap".
+func Unreliable(a migrate.Authority, f Faults) migrate.Authority { return &unreliable{a, f} }
+
+type unreliable struct {
+	a migrate.Authority
+	f Faults
+}
+
+func (u *unreliable) Load(ctx context.Context, guest string) (rec migrate.Record, err error) {
+	err = u.f.run(ctx, "load", func() error {
+		rec, err = u.a.Load(ctx, guest)
+		return err
+	})
+	return rec, err
+}
+
+func (u *unreliable) Swap(ctx context.Context, guest string, old, new migrate.Record) error {
+	return u.f.run(ctx, "swap", func() error { return u.a.Swap(ctx, guest, old, new) })
+}
+
+// UnreliableJournal is a journal with faults in its operations "append" and
+// "entries".
+func UnreliableJournal(j migrate.Journal, f Faults) migrate.Journal { return &unreliableJournal{j, f} }
+
+type unreliableJournal struct {
+	j migrate.Journal
+	f Faults
+}
+
+func (u *unreliableJournal) Append(ctx context.Context, e migrate.Entry) error {
+	return u.f.run(ctx, "append", func() error { return u.j.Append(ctx, e) })
+}
+
+func (u *unreliableJournal) Entries(ctx context.Context) (list []migrate.Entry, err error) {
+	err = u.f.run(ctx, "entries", func() error {
+		list, err = u.j.Entries(ctx)
+		return err
+	})
+	return list, err
+}
+
 // Journal is a [migrate.Journal] in memory. Its operation is "append".
 type Journal struct {
 	faults  Faults
@@ -86,8 +127,19 @@ func (j *Journal) Append(ctx context.Context, e migrate.Entry) error {
 	})
 }
 
-// Entries returns what was appended.
-func (j *Journal) Entries() []migrate.Entry {
+// Entries returns what was appended. Its operation is "entries".
+func (j *Journal) Entries(ctx context.Context) (list []migrate.Entry, err error) {
+	err = j.faults.run(ctx, "entries", func() error {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		list = append(list, j.entries...)
+		return nil
+	})
+	return list, err
+}
+
+// Truth returns what was appended, without a fault.
+func (j *Journal) Truth() []migrate.Entry {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return append([]migrate.Entry(nil), j.entries...)
