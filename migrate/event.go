@@ -22,7 +22,7 @@ const (
 
 	PhasePausing   // the guest stops
 	PhaseFinishing // the last dirty blocks go over and are flushed
-	PhaseVerifying // nothing is dirty, and both sides are equal
+	PhaseVerifying // nothing is dirty, and both sides are equal; of a guest: both hosts are asked
 
 	// The source has given the guest up for its epoch. Who may run it is what
 	// the authority store says.
@@ -45,7 +45,7 @@ const (
 	// The job has ended.
 
 	PhaseDone          // the guest runs at the destination
-	PhaseFailed        // the guest runs at the source, as before
+	PhaseFailed        // the guest is at the source as before, or has ended by itself
 	PhaseCancelled     // the same, by the caller's wish
 	PhaseIndeterminate // nobody may resume the guest before someone has looked; see [IndeterminateError]
 
@@ -109,6 +109,17 @@ func (k EventKind) String() string {
 // MarshalText is String.
 func (k EventKind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
+// UnmarshalText accepts what MarshalText returns.
+func (k *EventKind) UnmarshalText(b []byte) error {
+	for i, name := range eventKindNames {
+		if name == string(b) {
+			*k = EventKind(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: event kind %q", share.ErrInvalid, b)
+}
+
 // Event is one thing that happened in a job.
 type Event struct {
 	// Seq counts a job's events from 1. A reader that was too slow sees a gap:
@@ -141,8 +152,10 @@ type Progress struct {
 	// Rate is the speed of the copy, and DirtyRate that of the guest's writes
 	// which must be copied again, both as moving averages.
 	Rate, DirtyRate int64
-	// Downtime is how long the guest stood still: as expected before the
-	// switchover, as measured after it.
+	// Expected is what a switchover now is expected to cost in downtime; 0
+	// where it is not known.
+	Expected time.Duration
+	// Downtime is how long the guest stood still so far.
 	Downtime time.Duration
 }
 

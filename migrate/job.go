@@ -43,7 +43,8 @@ type Result struct {
 	Total time.Duration `json:"total_ns"`
 	// Downtime is how long the guest stood still, as the host saw it.
 	Downtime time.Duration `json:"downtime_ns"`
-	// Rounds is the number of passes over the disks.
+	// Rounds is the number of passes over what is dirty: of the disks, or,
+	// where QEMU copies, of the memory.
 	Rounds int `json:"rounds"`
 	// Sent is the number of bytes of disks and memory that went over.
 	Sent int64 `json:"sent_bytes"`

@@ -128,6 +128,18 @@ func TestNames(t *testing.T) {
 	for p := migrate.PhaseUnknown; p <= migrate.PhaseIndeterminate; p++ {
 		require.NotContains(t, p.String(), "Phase(")
 	}
+	for p := migrate.PhaseUnknown; p <= migrate.PhaseIndeterminate; p++ {
+		var back migrate.Phase
+		require.NoError(t, back.UnmarshalText([]byte(p.String())))
+		require.Equal(t, p, back)
+	}
+	for k := migrate.UnknownEvent; k <= migrate.JobEnded; k++ {
+		var back migrate.EventKind
+		require.NoError(t, back.UnmarshalText([]byte(k.String())))
+		require.Equal(t, k, back)
+	}
+	require.Error(t, new(migrate.Phase).UnmarshalText([]byte("no phase")))
+	require.Error(t, new(migrate.EventKind).UnmarshalText([]byte("no kind")))
 	require.Equal(t, "Phase(99)", migrate.Phase(99).String())
 	require.Equal(t, "phase", migrate.PhaseEntered.String())
 	require.Equal(t, "EventKind(99)", migrate.EventKind(99).String())

@@ -258,7 +258,7 @@ func (v *mover) copyRounds(ctx context.Context) error {
 		}
 		v.pace.roundEnded(v.sent()-before, v.remaining(), time.Since(begin))
 		v.report.Round(v.pace.String(), func(p *Progress) {
-			p.Round, p.Rate, p.DirtyRate, p.Downtime = v.pace.rounds, int64(v.pace.rate), int64(v.pace.dirtyRate), v.pace.downtime()
+			p.Round, p.Rate, p.DirtyRate, p.Expected = v.pace.rounds, int64(v.pace.rate), int64(v.pace.dirtyRate), v.pace.downtime()
 		})
 		if v.pace.downtime() <= v.opts.MaxDowntime {
 			return nil
@@ -284,8 +284,6 @@ func (v *mover) round(ctx context.Context) error {
 }
 
 func (v *mover) pause(ctx context.Context) (ended, error) {
-	// The figure so far was a forecast; from here on it is measured.
-	v.report.Update(func(p *Progress) { p.Downtime = 0 })
 	v.report.Paused()
 	return outcomeOf(v.Guest.Pause(ctx))
 }
