@@ -10,6 +10,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/vmferry/vmferry/examples/internal/show"
 	"github.com/vmferry/vmferry/internal/lab"
 	"github.com/vmferry/vmferry/migrate"
 	"github.com/vmferry/vmferry/migrate/kvm"
@@ -54,12 +55,12 @@ const (
 )
 
 // inLab moves a guest of the laboratory to and fro.
-func inLab(ctx context.Context, c *config, s *screen) (*report, error) {
+func inLab(ctx context.Context, c *config, s *show.Screen) (*report, error) {
 	rep := &report{Guest: "demo"}
 	if err := lab.Check(ctx); err != nil {
 		return rep, err
 	}
-	s.say("Two hosts, each with a libvirtd and a disk of its own …")
+	s.Say("Two hosts, each with a libvirtd and a disk of its own …")
 	l, err := lab.New(ctx, &lab.Options{Hosts: 2})
 	if err != nil {
 		return rep, err
@@ -72,7 +73,7 @@ func inLab(ctx context.Context, c *config, s *screen) (*report, error) {
 	if err != nil {
 		return rep, err
 	}
-	s.say("A guest on %s: 192 MiB of memory, of which it rewrites 20 MiB a second; a disk of %v, to which it writes 200 times a second …",
+	s.Say("A guest on %s: 192 MiB of memory, of which it rewrites 20 MiB a second; a disk of %v, to which it writes 200 times a second …",
 		l.Host(0).Name(), share.Bytes(diskSize))
 	g, err := l.StartGuest(ctx, l.Host(0), &lab.GuestOptions{
 		Name: "demo", Memory: 192, Dirty: 20 << 20,
@@ -91,7 +92,7 @@ func inLab(ctx context.Context, c *config, s *screen) (*report, error) {
 		}
 	}
 	rep.Verified = true
-	s.say("Both moves verified.")
+	s.Say("Both moves verified.")
 	return rep, nil
 }
 
@@ -101,7 +102,7 @@ type demo struct {
 	guest   *lab.Guest
 	want    [sha256.Size]byte
 	options kvm.MigrateOptions
-	screen  *screen
+	screen  *show.Screen
 }
 
 func (d *demo) move(ctx context.Context, from, to *lab.Host, back bool) (moveReport, error) {
@@ -124,7 +125,7 @@ func (d *demo) move(ctx context.Context, from, to *lab.Host, back bool) (moveRep
 	o.Plaintext = true // between two name spaces of one machine
 	// On the way back the old disk is still there, out of date.
 	o.Disks = map[string]kvm.DiskMove{"vda": {Overwrite: back}}
-	d.screen.say("\n%s → %s", from.Name(), to.Name())
+	d.screen.Say("\n%s → %s", from.Name(), to.Name())
 	began := time.Now()
 	if m.Result, err = move(ctx, guest, b, o, d.screen); err != nil {
 		return m, err
@@ -167,10 +168,10 @@ func (d *demo) verify(ctx context.Context, to *lab.Host, began time.Time, m *mov
 	m.Intact = watch.Healthy() == nil && have == d.want
 
 	r := m.Result
-	d.screen.say("  %s every acknowledged write is on %s's disk: %d looked for, %d missing", tick(werr == nil && m.Lost == 0), to.Name(), m.Writes, m.Lost)
-	d.screen.say("  %s exactly one copy runs, on %s", tick(m.OneCopy), to.Name())
-	d.screen.say("  %s memory and the rest of the disk are intact", tick(m.Intact))
-	d.screen.say("    %v in all, %v moved, downtime %v as the hosts saw it and %v from outside",
+	d.screen.Say("  %s every acknowledged write is on %s's disk: %d looked for, %d missing", tick(werr == nil && m.Lost == 0), to.Name(), m.Writes, m.Lost)
+	d.screen.Say("  %s exactly one copy runs, on %s", tick(m.OneCopy), to.Name())
+	d.screen.Say("  %s memory and the rest of the disk are intact", tick(m.Intact))
+	d.screen.Say("    %v in all, %v moved, downtime %v as the hosts saw it and %v from outside",
 		round(r.Total), share.Bytes(r.Sent), round(r.Downtime), round(m.Gap))
 	switch {
 	case werr != nil:

@@ -8,7 +8,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vmferry/vmferry/examples/internal/show"
 	"github.com/vmferry/vmferry/internal/lab"
 	"github.com/vmferry/vmferry/migrate"
 	"github.com/vmferry/vmferry/migrate/kvm"
@@ -77,17 +77,15 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	var rep *report
 	if c.lab {
-		rep, err = inLab(ctx, c, newScreen(out))
+		rep, err = inLab(ctx, c, show.NewScreen(out))
 	} else {
-		rep, err = yours(ctx, c, newScreen(out))
+		rep, err = yours(ctx, c, show.NewScreen(out))
 	}
 	if err != nil {
 		rep.Verified, rep.Error = false, err.Error()
 	}
 	if c.json {
-		enc := json.NewEncoder(stdout)
-		enc.SetIndent("", "  ")
-		if err := enc.Encode(rep); err != nil {
+		if err := show.JSON(stdout, rep); err != nil {
 			fmt.Fprintf(stderr, "livemigrate: %v\n", err)
 			return 1
 		}
@@ -100,7 +98,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 }
 
 // yours moves a guest between two hosts of the user.
-func yours(ctx context.Context, c *config, s *screen) (*report, error) {
+func yours(ctx context.Context, c *config, s *show.Screen) (*report, error) {
 	rep := &report{Guest: c.guest}
 	connect, cancel := context.WithTimeout(ctx, c.connectTimeout)
 	defer cancel()
@@ -120,7 +118,7 @@ func yours(ctx context.Context, c *config, s *screen) (*report, error) {
 		return rep, err
 	}
 	if guest.Host() == to {
-		s.say("%s is at %s already.", c.guest, c.to)
+		s.Say("%s is at %s already.", c.guest, c.to)
 		return rep, nil
 	}
 	res, err := move(ctx, guest, to, c.MigrateOptions, s)
@@ -128,15 +126,15 @@ func yours(ctx context.Context, c *config, s *screen) (*report, error) {
 	if err != nil {
 		return rep, err
 	}
-	s.say("%s runs at %s, and nowhere else. %v in all, %v sent, %v of downtime as the hosts saw it.",
+	s.Say("%s runs at %s, and nowhere else. %v in all, %v sent, %v of downtime as the hosts saw it.",
 		c.guest, c.to, round(res.Total), share.Bytes(res.Sent), round(res.Downtime))
-	s.say("The content of its disks was not compared: only the guest knows what it has written.")
+	s.Say("The content of its disks was not compared: only the guest knows what it has written.")
 	return rep, nil
 }
 
 // move is a move with its progress drawn. It ends with the job, whatever
 // happens to ctx, whose end cancels it.
-func move(ctx context.Context, g *kvm.Guest, to *kvm.Host, o kvm.MigrateOptions, s *screen) (migrate.Result, error) {
+func move(ctx context.Context, g *kvm.Guest, to *kvm.Host, o kvm.MigrateOptions, s *show.Screen) (migrate.Result, error) {
 	whole := context.WithoutCancel(ctx)
 	job, err := kvm.Migrate(whole, g, to, &o)
 	if err != nil {
@@ -144,7 +142,9 @@ func move(ctx context.Context, g *kvm.Guest, to *kvm.Host, o kvm.MigrateOptions,
 	}
 	defer context.AfterFunc(ctx, job.Cancel)()
 	for e := range job.Events(whole) {
-		s.draw(e)
+		s.Draw(e)
 	}
 	return job.Wait(whole)
 }
+
+func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }

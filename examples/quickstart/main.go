@@ -155,7 +155,10 @@ func run(ctx context.Context, sizeText string, rate int, dir string, out *os.Fil
 		return fig, err
 	}
 	defer job.Close()
-	show.Progress(out, job.Events(context.WithoutCancel(ctx)))
+	screen := show.NewScreen(out)
+	for e := range job.Events(context.WithoutCancel(ctx)) {
+		screen.Draw(e)
+	}
 	res, err := job.Wait(context.WithoutCancel(ctx))
 	if err != nil {
 		return fig, err

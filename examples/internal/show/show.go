@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"iter"
 	"os"
 	"strings"
 	"time"
@@ -18,80 +17,110 @@ import (
 	"github.com/vmferry/vmferry/share"
 )
 
-// Progress draws a job's events on f until there are no more: on a terminal as
-// a line that is drawn again, elsewhere as a line for each phase and round.
-func Progress(f *os.File, events iter.Seq[migrate.Event]) {
-	p := printer{w: f, live: term.IsTerminal(int(f.Fd()))}
-	for e := range events {
-		p.show(e)
+// Screen draws progress: on a terminal as one line that is drawn again, else as
+// a line at each phase and each second.
+type Screen struct {
+	out      io.Writer
+	terminal int // the file descriptor, -1 if there is none
+	drawn    bool
+	last     time.Time
+	// goal is the most that was ever to be sent: the guest makes work while
+	// it is done, and the bar must not run backwards for that.
+	goal, done int64
+}
+
+// NewScreen draws on out.
+func NewScreen(out io.Writer) *Screen {
+	s := &Screen{out: out, terminal: -1}
+	if f, ok := out.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		s.terminal = int(f.Fd())
 	}
-	p.endLine()
+	return s
 }
 
-// printer writes what happens.
-type printer struct {
-	w    io.Writer
-	live bool
-	open bool // a progress line stands there
-	last time.Time
+// Say writes a line of its own.
+func (s *Screen) Say(format string, args ...any) {
+	if s.drawn {
+		fmt.Fprint(s.out, "\r\x1b[K")
+		s.drawn = false
+	}
+	fmt.Fprintf(s.out, format+"\n", args...)
 }
 
-// redraw is how often a progress line is drawn again at most.
-const redraw = 100 * time.Millisecond
-
-func (p *printer) show(e migrate.Event) {
+// Draw shows an event of a job.
+func (s *Screen) Draw(e migrate.Event) {
+	p := e.Progress
+	s.goal = max(s.goal, p.Remaining()+p.Sent())
 	switch e.Kind {
-	case migrate.Progressed:
-		if p.live && time.Since(p.last) >= redraw {
-			p.last = time.Now()
-			p.open = true
-			fmt.Fprintf(p.w, "\r\x1b[K%s", Line(e.Progress))
+	case migrate.Warned:
+		s.Say("  warning: %v", e.Err)
+	case migrate.PhaseEntered:
+		if e.Phase == migrate.PhasePreparing {
+			s.goal, s.done = 0, 0
+		}
+		if s.terminal < 0 {
+			s.Say("  %8.2fs  %s", p.Elapsed.Seconds(), e.Phase)
+			s.last = time.Now()
+			return
+		}
+	case migrate.JobEnded:
+		if s.drawn {
+			s.Say("%s", s.line(e.Phase, p))
 		}
 		return
-	case migrate.PhaseEntered, migrate.RoundEnded, migrate.Warned, migrate.GuestPaused, migrate.GuestResumed:
-		p.endLine()
-		mark := " "
-		if e.Kind == migrate.Warned {
-			mark = "!"
+	}
+	if s.terminal < 0 {
+		if e.Kind == migrate.Progressed && p.Sent() > 0 && time.Since(s.last) >= time.Second {
+			s.last = time.Now()
+			s.Say("  %8.2fs  %s", p.Elapsed.Seconds(), s.figures(p))
 		}
-		fmt.Fprintf(p.w, "%7.2fs %s %s\n", e.Progress.Elapsed.Seconds(), mark, e.Text)
+		return
 	}
+	line := s.line(e.Phase, p)
+	if width, _, err := term.GetSize(s.terminal); err == nil && width > 1 {
+		if r := []rune(line); len(r) >= width {
+			line = string(r[:width-1])
+		}
+	}
+	fmt.Fprintf(s.out, "\r%s\x1b[K", line)
+	s.drawn = true
 }
 
-func (p *printer) endLine() {
-	if p.open {
-		p.open = false
-		fmt.Fprint(p.w, "\r\x1b[K")
-	}
-}
+const barWidth = 24
 
-// barWidth is the width of the bar in characters.
-const barWidth = 28
-
-// Line is one line about where a job stands.
-func Line(p migrate.Progress) string {
-	var total int64
-	for _, d := range p.Disks {
-		total += d.Total
-	}
-	if p.Memory != nil {
-		total += p.Memory.Total
-	}
+func (s *Screen) line(phase migrate.Phase, p migrate.Progress) string {
 	part := 0.0
-	if total > 0 {
-		part = min(1, max(0, 1-float64(p.Remaining())/float64(total)))
+	switch {
+	case phase == migrate.PhaseDone:
+		part = 1
+	case s.goal > 0:
+		s.done = max(s.done, min(s.goal-p.Remaining(), s.goal*99/100))
+		part = float64(s.done) / float64(s.goal)
 	}
 	full := int(part * barWidth)
-	return fmt.Sprintf("%-13s [%s%s] %3.0f%%  %v left  %v sent", p.Phase, strings.Repeat("#", full), strings.Repeat(".", barWidth-full),
-		part*100, share.Bytes(p.Remaining()), share.Bytes(p.Sent()))
+	return fmt.Sprintf("  %s%s %3.0f%%  %-10s %6.1fs  %s", strings.Repeat("█", full), strings.Repeat("░", barWidth-full), 100*part, phase, p.Elapsed.Seconds(), s.figures(p))
 }
 
-// JSON writes v as one object on one line.
-func JSON(w io.Writer, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
+func (s *Screen) figures(p migrate.Progress) string {
+	parts := []string{fmt.Sprintf("%v sent", share.Bytes(p.Sent()))}
+	if p.Rate > 0 && !p.Phase.Ended() {
+		parts = append(parts, fmt.Sprintf("%v/s", share.Bytes(p.Rate)))
 	}
-	_, err = fmt.Fprintf(w, "%s\n", b)
-	return err
+	if p.DirtyRate > 0 && !p.Phase.Ended() {
+		parts = append(parts, fmt.Sprintf("guest dirties %v/s", share.Bytes(p.DirtyRate)))
+	}
+	if p.Round > 0 {
+		parts = append(parts, fmt.Sprintf("pass %d", p.Round))
+	}
+	if p.Downtime > 0 {
+		parts = append(parts, fmt.Sprintf("downtime %v", p.Downtime.Round(time.Millisecond)))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// JSON writes v as one object.
+func JSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
 }
