@@ -120,6 +120,11 @@ func (d *dir) give(f *os.File, mode, def fs.FileMode) error {
 
 // makeImage gives a new file the content of an empty disk.
 func (d *dir) makeImage(ctx context.Context, f *os.File, spec share.Spec) error {
+	if spec.Preallocate {
+		if err := hasRoom(f, spec.Size); err != nil {
+			return err
+		}
+	}
 	if spec.Format == share.Qcow2 {
 		return d.makeQcow2(ctx, f, spec)
 	}
@@ -130,6 +135,19 @@ func (d *dir) makeImage(ctx context.Context, f *os.File, spec share.Spec) error 
 		return nil
 	}
 	return allocate(ctx, f, int64(spec.Size))
+}
+
+// hasRoom refuses to preallocate what the file system has no room for, before
+// that takes from the others what is left.
+func hasRoom(f *os.File, size share.Bytes) error {
+	var st unix.Statfs_t
+	if err := control(f, func(fd int) error { return unix.Fstatfs(fd, &st) }); err != nil {
+		return fmt.Errorf("fstatfs: %w", err)
+	}
+	if free := share.Bytes(st.Bavail) * share.Bytes(st.Bsize); size > free {
+		return fmt.Errorf("the file system %w: %s are to be allocated, and %s are free", share.ErrNoSpace, size, free)
+	}
+	return nil
 }
 
 // allocate takes the space of the first size bytes: fallocate(2) in pieces, so

@@ -135,20 +135,28 @@ func TestFlushFailsForGood(t *testing.T) {
 	require.ErrorIs(t, d.Flush(t.Context()), unix.EIO)
 }
 
+// TestNoSpace: what cannot fit is refused before it takes what is left.
 func TestNoSpace(t *testing.T) {
 	ctx := t.Context()
 	dir := t.TempDir()
 	s := open(t, dir, nil)
 	h, err := share.CheckHealth(ctx, s)
 	require.NoError(t, err)
-	_, err = share.Create(ctx, s, share.Spec{Name: "v", Kind: share.Disk, Size: h.Size/512*512 + share.GiB, Preallocate: true})
-	require.ErrorIs(t, err, share.ErrNoSpace)
+	for _, format := range s.Info().Formats {
+		spec := share.Spec{Name: "v", Kind: share.Disk, Format: format, Size: h.Size/512*512 + share.GiB, Preallocate: true}
+		_, err = share.Create(ctx, s, spec)
+		require.ErrorIs(t, err, share.ErrNoSpace)
+		require.ErrorContains(t, err, "are to be allocated")
+	}
 	_, err = s.Stat(ctx, "v")
 	require.ErrorIs(t, err, share.ErrNotExist)
 	left, err := os.ReadDir(filepath.Join(dir, storeDir, tmpDir))
 	require.NoError(t, err)
 	require.Empty(t, left)
 	require.NoFileExists(t, filepath.Join(dir, "v"))
+	now, err := share.CheckHealth(ctx, s)
+	require.NoError(t, err)
+	require.InDelta(t, float64(h.Free), float64(now.Free), float64(4*share.GiB))
 }
 
 func TestExtentsOfHoles(t *testing.T) {

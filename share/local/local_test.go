@@ -80,7 +80,7 @@ func TestAudit(t *testing.T) {
 	require.NoError(t, share.Delete(ctx, s, "v"))
 	lines := strings.Split(strings.TrimSpace(logs.String()), "\n")
 	require.Len(t, lines, 5, "%s", logs.String())
-	for i, want := range []string{"volume created", "after=\"[{local rw", "before=\"[{local rw", "before=4194304 after=8388608", "volume deleted"} {
+	for i, want := range []string{"volume created", "after=\"[{Client:local Mode:rw", "before=\"[{Client:local Mode:rw", "before=4194304 after=8388608", "volume deleted"} {
 		require.Contains(t, lines[i], want)
 		require.Contains(t, lines[i], "volume=v")
 	}

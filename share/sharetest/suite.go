@@ -30,7 +30,8 @@ type Harness struct {
 	Credential func(c share.Client, secret share.Secret) *share.Credential
 	// Format of the disks; None takes the preferred one.
 	Format share.Format
-	// Size of the disks; 0 is 4 MiB. The suite writes all of it.
+	// Size of the disks, a multiple of 1 MiB; less than 4 MiB is 4 MiB. The
+	// suite writes all of it.
 	Size share.Bytes
 	// Patience is how long one call may take before the suite calls it hung;
 	// 0 is a minute.
@@ -81,9 +82,7 @@ func Run(t *testing.T, h Harness) {
 }
 
 func (h *Harness) fill() {
-	if h.Size == 0 {
-		h.Size = 4 * share.MiB
-	}
+	h.Size = max(h.Size, 4*share.MiB)
 	if h.Patience == 0 {
 		h.Patience = time.Minute
 	}
