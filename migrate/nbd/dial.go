@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vmferry/vmferry/internal/secure"
 	"github.com/vmferry/vmferry/share"
 )
 
@@ -70,10 +71,10 @@ func greet(ctx context.Context, conn net.Conn, o ClientOptions, wantTLS bool, na
 		if config, err = clientTLS(o.TLS, name); err != nil {
 			return nil, err
 		}
-	case !under && !onThisMachine(conn.RemoteAddr()) && !o.InsecurePlaintext:
+	case !under && !secure.OnThisMachine(conn.RemoteAddr()) && !o.InsecurePlaintext:
 		return nil, fmt.Errorf("nbd: plaintext to %v is refused; use nbds:// or TLS in the options: %w", conn.RemoteAddr(), share.ErrDenied)
 	}
-	setPeerTimeout(conn, o.PeerTimeout)
+	secure.WatchPeer(conn, o.PeerTimeout)
 	err = guard(ctx, conn, o.HandshakeTimeout, func() error {
 		if err := h.greet(); err != nil || config == nil {
 			return err

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vmferry/vmferry/internal/secure"
 	"github.com/vmferry/vmferry/share"
 )
 
@@ -185,7 +186,7 @@ var (
 // [share.ErrDenied]. After Close or Shutdown it fails with [share.ErrClosed].
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer l.Close()
-	if s.tls == nil && !s.opts.InsecurePlaintext && !onThisMachine(l.Addr()) {
+	if s.tls == nil && !s.opts.InsecurePlaintext && !secure.OnThisMachine(l.Addr()) {
 		return fmt.Errorf("nbd: plaintext on %v is refused; set TLS in the options, or listen on a unix socket or loopback: %w", l.Addr(), share.ErrDenied)
 	}
 	s.mu.Lock()
@@ -241,7 +242,7 @@ func isTemporary(err error) bool {
 // ServeConn serves one connection, which it owns, until it ends. The rules
 // for plaintext are applied to conn.LocalAddr.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
-	if s.tls == nil && !s.opts.InsecurePlaintext && !onThisMachine(conn.LocalAddr()) {
+	if s.tls == nil && !s.opts.InsecurePlaintext && !secure.OnThisMachine(conn.LocalAddr()) {
 		conn.Close()
 		return fmt.Errorf("nbd: plaintext on %v is refused; set TLS in the options, or use a unix socket or loopback: %w", conn.LocalAddr(), share.ErrDenied)
 	}
@@ -274,7 +275,7 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn) error {
 		delete(s.sessions, t)
 		s.mu.Unlock()
 	}()
-	setPeerTimeout(conn, s.opts.PeerTimeout)
+	secure.WatchPeer(conn, s.opts.PeerTimeout)
 	err := t.run(log)
 	if err != nil {
 		log.Info("nbd: connection ended", "err", err)

@@ -3,28 +3,9 @@ package nbd
 import (
 	"net"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
-
-// setPeerTimeout lets the kernel end a TCP connection whose peer has
-// acknowledged nothing for d. Errors do not matter: the connection works
-// without.
-func setPeerTimeout(c net.Conn, d time.Duration) {
-	t, ok := c.(*net.TCPConn)
-	if !ok || d <= 0 {
-		return
-	}
-	t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: max(d/3, time.Second), Interval: max(d/6, time.Second), Count: 4})
-	raw, err := t.SyscallConn()
-	if err != nil {
-		return
-	}
-	raw.Control(func(fd uintptr) {
-		unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d/time.Millisecond))
-	})
-}
 
 // hungUp reports whether the peer has closed its side, without reading what
 // it sent before. Where it cannot be known the answer is no.
