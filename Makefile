@@ -53,7 +53,7 @@ unit: ## run the tests that need neither root nor a laboratory
 	$(GO) test $$($(GO) list $(PURE)) . ./internal/testsum
 
 lint: build/bin/staticcheck ## gofmt, vet, staticcheck, go mod tidy
-	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
 	$(GO) vet $(TAGFLAG) ./...
 	build/bin/staticcheck $(TAGFLAG) ./...
 	$(GO) mod tidy -diff
