@@ -25,6 +25,11 @@ func (d *dir) begin(ctx context.Context, name string) (*change, error) {
 	if err != nil {
 		return nil, err
 	}
+	return d.enter(ctx, name, file)
+}
+
+// enter is begin with the lock of the name, which it takes over.
+func (d *dir) enter(ctx context.Context, name string, file *os.File) (_ *change, err error) {
 	c := &change{d: d, name: name, file: file}
 	if c.rec, err = d.store.load(name); err == nil {
 		err = c.recover(ctx)
@@ -34,6 +39,23 @@ func (d *dir) begin(ctx context.Context, name string) (*change, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// tidy finishes or undoes what crashed programs left of any volume, so that the
+// space is not lost until somebody asks for that volume. What is being changed
+// now is left alone, and what cannot be tidied up for its own call to report.
+func (d *dir) tidy(ctx context.Context) {
+	names, err := d.store.unfinished()
+	if err != nil {
+		return
+	}
+	for _, name := range names {
+		if file, err := d.store.tryLock(locksDir + "/" + name); err == nil {
+			if c, err := d.enter(ctx, name, file); err == nil {
+				c.end()
+			}
+		}
+	}
 }
 
 func (c *change) end() { c.d.store.unlock(c.name, c.file) }

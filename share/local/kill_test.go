@@ -90,6 +90,46 @@ var operations = map[string]operation{
 	},
 }
 
+// TestOpenTidiesUp: what a killed program left takes no space until somebody
+// asks for that volume; what another program is at work on is left alone.
+func TestOpenTidiesUp(t *testing.T) {
+	for name, op := range operations {
+		if op.qcow2 {
+			continue
+		}
+		for n := 0; ; n++ {
+			dir := t.TempDir()
+			s := open(t, dir, nil)
+			op.prepare(t, s)
+			killed := killHelper(t, name, n, dir)
+			require.NoError(t, s.Close())
+
+			tmp := func() []string {
+				left, err := filepath.Glob(filepath.Join(dir, storeDir, tmpDir, "*"))
+				require.NoError(t, err)
+				return left
+			}
+			before := tmp()
+			locked, err := openDir(dir, nil)
+			require.NoError(t, err)
+			lock, err := locked.store.tryLock(locksDir + "/v")
+			require.NoError(t, err)
+			s = open(t, dir, nil)
+			require.Equal(t, before, tmp(), "%s: the lock is held, and step %d was tidied up", name, n)
+			require.NoError(t, s.Close())
+			require.NoError(t, lock.Close())
+			require.NoError(t, locked.Close())
+
+			s = open(t, dir, nil)
+			require.Empty(t, tmp(), "%s: left after step %d", name, n)
+			require.NoError(t, s.Close())
+			if !killed {
+				break
+			}
+		}
+	}
+}
+
 // TestOpenerKilled: what a program had open is free soon after its death.
 func TestOpenerKilled(t *testing.T) {
 	for _, format := range []share.Format{share.Raw, share.Qcow2} {

@@ -36,9 +36,9 @@
 // # Crashes
 //
 // Every change is prepared under a temporary name, made durable, and shows up
-// with one rename or link. What a crashed program left is finished or undone
-// by the next call on the same volume, in any process. Nothing else is
-// repaired: a record that was damaged and an image that is missing or has
+// with one rename or link (the file system must have hard links). What a
+// crashed program left is finished or undone by the next [Open] or the next
+// call on the same volume, in any process. Nothing else is repaired: a record that was damaged and an image that is missing or has
 // another size are [share.ErrCorrupt], an image that was replaced by a link is
 // [share.ErrWrongDevice].
 package local
@@ -114,7 +114,13 @@ type closer interface{ Close() error }
 // there is none. The directory is held open: volumes stay reachable when it is
 // renamed, and another one that takes its place is not mistaken for it.
 func Open(ctx context.Context, path string, opts *Options) (share.Share, error) {
-	s, err := await(ctx, func(ctx context.Context) (*dir, error) { return openDir(path, opts) })
+	s, err := await(ctx, func(ctx context.Context) (*dir, error) {
+		d, err := openDir(path, opts)
+		if err == nil {
+			d.tidy(ctx)
+		}
+		return d, err
+	})
 	if err != nil {
 		return nil, share.WrapError("open", Backend, "", kindOf(err))
 	}

@@ -208,20 +208,34 @@ func (s *store) names() ([]string, error) {
 
 // leftovers lists what of the volume is in tmp.
 func (s *store) leftovers(name string) ([]string, error) {
+	files, err := s.inTemp()
+	return slices.DeleteFunc(files, func(file string) bool { return volumeOf(file) != name }), err
+}
+
+// unfinished lists the volumes of which there is something in tmp.
+func (s *store) unfinished() ([]string, error) {
+	files, err := s.inTemp()
+	var names []string
+	for _, file := range files {
+		if name := volumeOf(file); share.CheckName(name) == nil {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), err
+}
+
+func (s *store) inTemp() ([]string, error) {
 	f, err := s.root.Open(tmpDir)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	files, err := f.Readdirnames(-1)
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(files, func(file string) bool {
-		i := strings.LastIndexByte(file, '.')
-		return i < 0 || file[:i] != name
-	}), nil
+	return f.Readdirnames(-1)
 }
+
+// volumeOf is the name of the volume that a file in tmp belongs to.
+func volumeOf(file string) string { return file[:max(0, strings.LastIndexByte(file, '.'))] }
 
 // read returns the content of a file.
 func (s *store) read(name string) ([]byte, error) {
