@@ -42,6 +42,8 @@ type diskCopy struct {
 	unwritten *blockSet
 
 	sentBytes, zeroBytes, sameBytes atomic.Int64
+	// hurry: the guest stands still, and no throttle counts.
+	hurry atomic.Bool
 }
 
 // leasesUnderWay lets one lease be read and written while the one before it is
@@ -242,6 +244,9 @@ func (c *diskCopy) writeChunk(ctx context.Context, gen uint64, part Range, buf [
 		}
 		c.sent.setLeaves(p.Off/c.block, p.leaves)
 		c.unwritten.remove(p.Off, p.Len)
+		if err := c.mayGo(ctx, p.Len); err != nil {
+			return err
+		}
 		if err := c.target.write(ctx, Stamp{c.epoch, gen}, p.Off, data, p.leaves); err != nil {
 			return err
 		}
@@ -249,6 +254,14 @@ func (c *diskCopy) writeChunk(ctx context.Context, gen uint64, part Range, buf [
 		done.add(p.Range)
 	}
 	return nil
+}
+
+// mayGo waits for the throttle.
+func (c *diskCopy) mayGo(ctx context.Context, n int64) error {
+	if c.hurry.Load() {
+		return nil
+	}
+	return c.opts.Throttle.wait(ctx, n)
 }
 
 // there returns the destination's hashes of the blocks of r if one of them is

@@ -42,10 +42,10 @@ func (g *gate) leave() {
 	}
 }
 
-// close shuts the gate and waits until nobody is inside. If ctx ends first it
-// returns its cause, and the gate stays shut.
-func (g *gate) close(ctx context.Context) error {
+// shutNow shuts the gate; the channel is closed when nobody is inside.
+func (g *gate) shutNow() (empty <-chan struct{}) {
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	if !g.shut {
 		g.shut = true
 		g.opened, g.empty = make(chan struct{}), make(chan struct{})
@@ -53,10 +53,14 @@ func (g *gate) close(ctx context.Context) error {
 			close(g.empty)
 		}
 	}
-	empty := g.empty
-	g.mu.Unlock()
+	return g.empty
+}
+
+// close shuts the gate and waits until nobody is inside. If ctx ends first it
+// returns its cause, and the gate stays shut.
+func (g *gate) close(ctx context.Context) error {
 	select {
-	case <-empty:
+	case <-g.shutNow():
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)

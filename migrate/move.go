@@ -106,6 +106,9 @@ type Options struct {
 	// Streams is how many reads and writes are under way at once for each
 	// disk. The default is 8; each takes ChunkSize bytes of memory.
 	Streams int
+	// Throttle limits the copy, and can be changed while it runs. Nil: no
+	// limit.
+	Throttle *Throttle
 	// Logger receives a record for each change of phase and each warning. Nil
 	// discards them.
 	Logger *slog.Logger

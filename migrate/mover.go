@@ -291,6 +291,10 @@ func (v *mover) pause(ctx context.Context) (ended, error) {
 // finish sends the last dirty blocks. The guest is paused, so the second pass
 // finds nothing; that it does is part of the proof.
 func (v *mover) finish(ctx context.Context) error {
+	for _, d := range v.disks {
+		d.hurry.Store(true)
+		defer d.hurry.Store(false)
+	}
 	for range 2 {
 		if err := v.round(ctx); err != nil {
 			return err
