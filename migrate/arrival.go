@@ -25,12 +25,16 @@ type arrival struct {
 	mu      sync.Mutex
 	epoch   uint64 // of the last session; smaller ones are over
 	session *session
+	readers map[string]*session // sessions that ask for hashes, by their names
 }
 
 // join returns the session that hello belongs to, and begins it if it is new.
 func (a *arrival) join(ctx context.Context, hello wire.HelloBody) (*session, error) {
 	a.joining.Lock()
 	defer a.joining.Unlock()
+	if hello.ReadOnly {
+		return a.joinReader(hello)
+	}
 	a.mu.Lock()
 	s, epoch := a.session, a.epoch
 	a.mu.Unlock()
@@ -56,6 +60,41 @@ func (a *arrival) join(ctx context.Context, hello wire.HelloBody) (*session, err
 	a.session = s
 	a.mu.Unlock()
 	return s, nil
+}
+
+// maxReaders bounds the sessions that ask for hashes of one disk at once.
+const maxReaders = 4
+
+// joinReader returns the session of a sender that asks for hashes.
+func (a *arrival) joinReader(hello wire.HelloBody) (*session, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if s := a.readers[hello.Session]; s != nil {
+		if s.hello.Size != hello.Size || s.hello.Block != hello.Block {
+			return nil, fmt.Errorf("%w: connections of one session differ", share.ErrInvalid)
+		}
+		return s, nil
+	}
+	if len(a.readers) >= maxReaders {
+		return nil, fmt.Errorf("hashing this disk: it %w by %d others", share.ErrInUse, maxReaders)
+	}
+	if a.readers == nil {
+		a.readers = map[string]*session{}
+	}
+	s := &session{arrival: a, hello: hello, conns: map[net.Conn]bool{}}
+	s.target = newDeviceTarget(a.dev, hello.Size, hello.Block, false)
+	a.readers[hello.Session] = s
+	return s, nil
+}
+
+// endReaders closes the connections of those who ask for hashes.
+func (a *arrival) endReaders(why error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for name, s := range a.readers {
+		s.end(why)
+		delete(a.readers, name)
+	}
 }
 
 // endSession closes the session's connections and waits for the last write.
@@ -118,7 +157,13 @@ func (s *session) add(c net.Conn) bool {
 func (s *session) remove(c net.Conn) {
 	s.mu.Lock()
 	delete(s.conns, c)
+	last := len(s.conns) == 0
 	s.mu.Unlock()
+	if last && s.hello.ReadOnly {
+		s.arrival.mu.Lock()
+		delete(s.arrival.readers, s.hello.Session)
+		s.arrival.mu.Unlock()
+	}
 	s.work.Done()
 }
 
@@ -202,6 +247,9 @@ func (s *session) handle(ctx context.Context, h wire.Header, p []byte) ([]byte, 
 		root, err := s.target.root(ctx)
 		return []byte(root), err
 	case wire.Flush:
+		if s.hello.ReadOnly {
+			return nil, errReadOnly
+		}
 		return nil, s.commit(ctx, p)
 	}
 	r, err := s.rangeOf(h)
@@ -219,6 +267,9 @@ func (s *session) handle(ctx context.Context, h wire.Header, p []byte) ([]byte, 
 		}
 		return out, err
 	}
+	if s.hello.ReadOnly {
+		return nil, errReadOnly
+	}
 	if h.Epoch != s.hello.Epoch {
 		return nil, &StaleError{Off: r.Off, Stamp: Stamp{h.Epoch, h.Generation}, Newer: Stamp{Epoch: s.hello.Epoch}}
 	}
@@ -231,6 +282,8 @@ func (s *session) handle(ctx context.Context, h wire.Header, p []byte) ([]byte, 
 	}
 	return nil, fmt.Errorf("%w: a request of type %d", share.ErrInvalid, h.Type)
 }
+
+var errReadOnly = fmt.Errorf("writing in a session that asks for hashes is %w", share.ErrDenied)
 
 func (s *session) data(ctx context.Context, h wire.Header, st Stamp, r Range, p []byte) error {
 	if r.Len > wire.MaxPayload {

@@ -52,6 +52,9 @@ type Result struct {
 	Epoch uint64 `json:"epoch"`
 	// Disks say for each disk what went over and how equality was shown.
 	Disks []DiskResult `json:"disks,omitempty"`
+	// Receipt can be stored and checked later. It is nil unless the move is
+	// done and its disks were copied by this engine.
+	Receipt *Receipt `json:"receipt,omitempty"`
 }
 
 // DiskResult is how the copy of one disk ended.

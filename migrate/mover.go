@@ -59,6 +59,7 @@ func (v *mover) run(ctx context.Context) (Result, error) {
 			d.close()
 		}
 	}()
+	began := time.Now()
 	v.updateProgress()
 	x := &executor{steps: v, report: v.report, log: v.opts.Logger.With("job", v.ID, "guest", v.Guest.Name()),
 		timeout: v.timeout, grace: wedgeTimeout}
@@ -76,7 +77,22 @@ func (v *mover) run(ctx context.Context) (Result, error) {
 	for _, d := range v.disks {
 		res.Disks = append(res.Disks, d.result())
 	}
+	if s.Phase == PhaseDone {
+		res.Receipt = v.receipt(s, began)
+	}
 	return res, v.verdict(ctx, s, t)
+}
+
+func (v *mover) receipt(s state, began time.Time) *Receipt {
+	r := &Receipt{Job: v.ID, Guest: v.Guest.Name(), From: v.Source, To: v.Destination, Epoch: s.Epoch, Began: began, Ended: time.Now()}
+	for _, d := range v.disks {
+		res := d.result()
+		if res.Root == "" {
+			return nil // done in an earlier life of the program, or without proof
+		}
+		r.Disks = append(r.Disks, ReceiptDisk{Name: res.Name, Size: res.Size, Block: d.block, Root: res.Root, Proof: res.Proof})
+	}
+	return r
 }
 
 // verdict is the error that a job ends with.

@@ -136,7 +136,9 @@ func (r *Receiver) Forget(ctx context.Context, name string) error {
 	if a == nil {
 		return nil
 	}
-	return a.endSession(ctx, fmt.Errorf("the disk is no longer expected: %w", share.ErrNotExist))
+	why := fmt.Errorf("the disk is no longer expected: %w", share.ErrNotExist)
+	a.endReaders(why)
+	return a.endSession(ctx, why)
 }
 
 // Serve accepts senders until ctx ends or the receiver is closed, and returns
@@ -271,7 +273,7 @@ func (r *Receiver) join(ctx context.Context, peer Peer, hello wire.HelloBody) (*
 	switch {
 	case !speaks:
 		return nil, &versionError{hello.Versions}
-	case len(hello.Session) != 32 || hello.Epoch == 0:
+	case len(hello.Session) != 32 || (hello.Epoch == 0) != hello.ReadOnly:
 		return nil, fmt.Errorf("%w: hello names no session or no epoch", share.ErrInvalid)
 	case hello.Block < 512 || hello.Block > wire.MaxPayload || hello.Block&(hello.Block-1) != 0:
 		return nil, fmt.Errorf("%w: a granularity of %d bytes", share.ErrInvalid, hello.Block)

@@ -84,16 +84,26 @@ type remoteTarget struct {
 	next    atomic.Uint32
 }
 
-// dial opens a session for a disk of size bytes.
+// dial opens a session that sends a disk of size bytes.
 func (r *Remote) dial(ctx context.Context, size, block int64, epoch uint64) (*remoteTarget, error) {
-	c := r.orDefault()
+	return r.session(ctx, wire.HelloBody{Epoch: epoch, Size: size, Block: block})
+}
+
+// dialReader opens a session that asks for hashes.
+func (r *Remote) dialReader(ctx context.Context, size, block int64) (*remoteTarget, error) {
+	return r.session(ctx, wire.HelloBody{ReadOnly: true, Size: size, Block: block})
+}
+
+func (r *Remote) session(ctx context.Context, body wire.HelloBody) (*remoteTarget, error) {
+	c, block := r.orDefault(), body.Block
 	if block > wire.MaxPayload {
 		return nil, fmt.Errorf("%w: a granularity of %d bytes; a receiver takes at most %d", share.ErrInvalid, block, wire.MaxPayload)
 	}
 	var id [16]byte
 	_, _ = rand.Read(id[:])
-	hello, err := wire.Encode(wire.HelloBody{Versions: []int{wire.Version}, Disk: c.Disk, Session: hex.EncodeToString(id[:]),
-		Epoch: epoch, Size: size, Block: block, Token: string(c.Token.Reveal())})
+	body.Versions, body.Disk, body.Session = []int{wire.Version}, c.Disk, hex.EncodeToString(id[:])
+	body.Token = string(c.Token.Reveal())
+	hello, err := wire.Encode(body)
 	if err != nil {
 		return nil, err
 	}

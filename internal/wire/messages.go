@@ -20,6 +20,9 @@ type HelloBody struct {
 	// Size is the disk's size, Block the granularity, in bytes.
 	Size  int64 `json:"size"`
 	Block int64 `json:"block"`
+	// ReadOnly is a session that asks for hashes only. It has no epoch, and
+	// ends no other one.
+	ReadOnly bool `json:"read_only,omitempty"`
 	// Token narrows what the sender may touch, where the receiver wants one.
 	Token string `json:"token,omitempty"`
 }
