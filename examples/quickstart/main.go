@@ -52,6 +52,7 @@ func main() {
 	size := flag.String("size", "256M", "size of the disk; half of it is filled before the move")
 	rate := flag.Int("rate", 1000, "records of 4 KiB written per second during the move")
 	dir := flag.String("dir", "", "directory to work in; empty: a temporary one, removed at the end")
+	flag.Bool("lab", true, "accepted, as by the other examples: this one always brings all it needs with it")
 	asJSON := flag.Bool("json", false, "end with one JSON object of the figures on standard output")
 	flag.Parse()
 
