@@ -23,7 +23,7 @@ RACE := ./share/... ./migrate ./migrate/nbd
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -ec
 .DEFAULT_GOAL := help
-.PHONY: help install demo quickstart test unit race lint fmt tidy bench print-tags clean
+.PHONY: help install demo quickstart test unit race lint fmt tidy bench microbench print-tags clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,7 +68,10 @@ fmt: ## format the sources
 tidy: ## bring go.mod and go.sum in line with the sources
 	$(GO) mod tidy
 
-bench: ## run the benchmarks
+bench: install ## measure the disk engine beside other tools; ONLY=name, BENCHFLAGS
+	$(GO) run ./internal/bench -only '$(ONLY)' $(BENCHFLAGS)
+
+microbench: ## run the benchmarks of the pure packages
 	$(GO) test $(TAGFLAG) -run '^$$' -bench . -benchmem $$($(GO) list $(PURE))
 
 print-tags: ## print the Go build tags that fit this machine's libraries

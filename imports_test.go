@@ -59,6 +59,7 @@ var rules = []struct {
 }{
 	{"internal/virt", []string{"share", "internal"}, "the wrapper around libvirt serves migrate/kvm and share/guest"},
 	{"internal/lab", []string{"internal"}, "the laboratory stands beside what it tests"},
+	{"internal/bench", []string{"share", "share/local", "migrate", "migrate/nbd", "internal"}, "the harness measures what users use"},
 	{"internal", []string{"internal"}, "leaves"},
 	{"share/guest", []string{"share", "internal", "migrate/nbd"}, "guests take any source"},
 	{"share/local", []string{"share", "internal", "migrate/nbd"}, "a backend; qcow2 is reached through NBD"},
