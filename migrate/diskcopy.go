@@ -42,6 +42,7 @@ type diskCopy struct {
 	unwritten *blockSet
 
 	sentBytes, zeroBytes, sameBytes atomic.Int64
+	back                            *Base // the ticket that is left in the result
 	// hurry: the guest stands still, and no throttle counts.
 	hurry atomic.Bool
 }
@@ -89,8 +90,40 @@ func (c *diskCopy) open(ctx context.Context) error {
 	for _, r := range blank {
 		c.unwritten.add(r.Off, r.Len)
 	}
+	if c.Base != nil {
+		cursor, tree, err := c.Base.take(c.Source.Size(), c.block)
+		if err == nil {
+			c.cursor, c.sent = cursor, tree
+		}
+		return err
+	}
 	c.cursor, err = c.Tracker.NewCursor(ctx, FromAll)
 	return err
+}
+
+// leaveBase makes the ticket back. The guest stands still, so that what it
+// writes at the destination is all that the source lacks.
+func (c *diskCopy) leaveBase(ctx context.Context) error {
+	if !c.Return || c.back != nil {
+		return nil
+	}
+	cursor, err := c.Tracker.NewCursor(ctx, FromNow)
+	if err != nil {
+		return fmt.Errorf("disk %s: ticket back: %w", c.Name, err)
+	}
+	c.back = &Base{cursor: cursor, tree: c.sent, size: c.Source.Size()}
+	return nil
+}
+
+// proof says what the roots stand on.
+func (c *diskCopy) proof() string {
+	switch {
+	case c.target == nil:
+		return "none"
+	case c.Base != nil && c.target.proof() != "none":
+		return "difference"
+	}
+	return c.target.proof()
 }
 
 // pass sends everything that is dirty once. progress is called after each
@@ -333,7 +366,7 @@ func (c *diskCopy) settled(ctx context.Context) error {
 	if d, l := c.cursor.Dirty(), c.cursor.Leased(); d != 0 || l != 0 {
 		return fmt.Errorf("disk %s: %d bytes are dirty and %d under way although the guest is paused: something else writes to the source", c.Name, d, l)
 	}
-	if c.target.proof() == "none" {
+	if p := c.proof(); p == "none" || p == "difference" { // the rest of the disk was not read
 		return nil
 	}
 	root, err := c.target.root(ctx)
@@ -364,10 +397,7 @@ func (c *diskCopy) progress() DiskProgress {
 }
 
 func (c *diskCopy) result() DiskResult {
-	r := DiskResult{Name: c.Name, Size: c.Source.Size(), Sent: c.sentBytes.Load(), Zero: c.zeroBytes.Load(), Same: c.sameBytes.Load(), Proof: "none"}
-	if c.target != nil {
-		r.Proof = c.target.proof()
-	}
+	r := DiskResult{Name: c.Name, Size: c.Source.Size(), Sent: c.sentBytes.Load(), Zero: c.zeroBytes.Load(), Same: c.sameBytes.Load(), Proof: c.proof()}
 	if r.Proof != "none" {
 		r.Root = c.sent.root()
 	}

@@ -55,6 +55,9 @@ type Result struct {
 	// Receipt can be stored and checked later. It is nil unless the move is
 	// done and its disks were copied by this engine.
 	Receipt *Receipt `json:"receipt,omitempty"`
+	// Return holds, by the disks' names, the bases that were asked for with
+	// [DiskMove].Return. They are the caller's to use or close.
+	Return map[string]*Base `json:"-"`
 }
 
 // DiskResult is how the copy of one disk ended.
@@ -69,8 +72,9 @@ type DiskResult struct {
 	// Root is the root of the tree of hashes over the disk at switchover, the
 	// same on both sides; empty where the copy was not made by this engine.
 	Root string `json:"root,omitempty"`
-	// Proof says how the destination's content was compared: "read back" or
-	// "none".
+	// Proof says what Root stands on: "read back" from the destination's disk,
+	// "received" and hashed there, "difference" where only what changed since a
+	// [Base] was sent and compared, or "none".
 	Proof string `json:"proof"`
 }
 

@@ -49,6 +49,13 @@ type DiskMove struct {
 	// AllowLarger lets Destination be larger than Source. The rest is left as
 	// it is.
 	AllowLarger bool
+	// Base, if not nil, says that the destination holds all but what was
+	// written since; see [Base].
+	Base *Base
+	// Return leaves a [Base] in the result, for the way back. Tracker must see
+	// what the guest writes at the destination too, as that of a
+	// [TrackedDevice] does.
+	Return bool
 	// Undo, if not nil, removes what was made for the move at the destination.
 	// It is called once if the move goes back, after the last write.
 	Undo func(ctx context.Context) error

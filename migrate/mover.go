@@ -77,6 +77,18 @@ func (v *mover) run(ctx context.Context) (Result, error) {
 	for _, d := range v.disks {
 		res.Disks = append(res.Disks, d.result())
 	}
+	for _, d := range v.disks {
+		switch {
+		case d.back == nil:
+		case s.Phase == PhaseDone:
+			if res.Return == nil {
+				res.Return = map[string]*Base{}
+			}
+			res.Return[d.Name] = d.back
+		default:
+			_ = d.back.Close() // it cannot fail in a way that matters
+		}
+	}
 	if s.Phase == PhaseDone {
 		res.Receipt = v.receipt(s, began)
 	}
@@ -322,6 +334,9 @@ func (v *mover) finish(ctx context.Context) error {
 func (v *mover) verify(ctx context.Context) error {
 	for _, d := range v.disks {
 		if err := d.settled(ctx); err != nil {
+			return err
+		}
+		if err := d.leaveBase(ctx); err != nil {
 			return err
 		}
 	}
