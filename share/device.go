@@ -15,7 +15,10 @@ import (
 //
 // Ranges outside the device are refused with [ErrInvalid], never clipped. A
 // call ends when its context does, with an error that wraps the context's; as
-// with any failed write, the outcome of a write cancelled is unknown.
+// with any failed write, the outcome of a write cancelled is unknown. It does
+// not change any more after the call has returned, unless the error wraps
+// [ErrWedged]: such a write may still land, and whoever pauses a writer or hands
+// a device on must know.
 //
 // All methods may be called from several goroutines at once. Calls that
 // overlap in range are not ordered against each other by the device.

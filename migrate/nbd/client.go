@@ -114,9 +114,10 @@ const (
 // A call whose context ends returns at once, with one exception: if just then
 // its bytes are on their way into or out of the buffer, they get a second to
 // finish, after which the Client ends. When a call has returned, its buffer is
-// not touched any more. A write that was cancelled may still take effect
-// later, also after a write to the same range that was sent afterwards; only
-// the server's end of the connection rules that out.
+// not touched any more. A write that was cancelled on its way may still take
+// effect later, also after a write to the same range that was sent afterwards;
+// only the server's end of the connection rules that out. Its error wraps
+// [share.ErrWedged], which says so.
 type Client struct {
 	opts   ClientOptions
 	info   *ExportInfo
@@ -370,6 +371,9 @@ func (c *Client) run(ctx context.Context, o *op, on *conn) error {
 	case <-o.done:
 	case <-ctx.Done():
 		c.cancel(o, sent)
+		if cmd := o.pieces[0].cmd; cmd.writes() { // the server has it, and goes on
+			return fmt.Errorf("nbd: %v %w: it may still take effect: %w", cmd, share.ErrWedged, ctx.Err())
+		}
 		return fmt.Errorf("nbd: %v: %w", o.pieces[0].cmd, ctx.Err())
 	}
 	return o.err

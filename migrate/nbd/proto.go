@@ -118,6 +118,9 @@ const (
 	CmdBlockStatus Command = 7
 )
 
+// writes reports whether the command changes the export.
+func (c Command) writes() bool { return c == CmdWrite || c == CmdTrim || c == CmdWriteZeroes }
+
 // String is the command's name in words: "read", "write zeroes".
 func (c Command) String() string {
 	switch c {
