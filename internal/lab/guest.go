@@ -34,6 +34,10 @@ type GuestOptions struct {
 	Region uint64
 	// KernelArgs are words for the guest's kernel, beyond the lab's own.
 	KernelArgs []string
+	// Tools are programs of this machine that the guest has, with their
+	// libraries, at the same path: the agent can execute them. Of busybox all
+	// applets are in /bin. They take memory: with fio give it 512 MiB.
+	Tools []string
 }
 
 // Disk is a virtio disk of a guest.
@@ -127,6 +131,11 @@ func (l *Lab) NewGuest(ctx context.Context, h *Host, opts *GuestOptions) (*Guest
 		}
 	}
 	g.Disks = o.Disks
+	if len(o.Tools) > 0 {
+		if image, err = image.withTools(ctx, h, o.Name, o.Tools); err != nil {
+			return nil, fmt.Errorf("lab: %s: tools: %w", o.Name, err)
+		}
+	}
 	g.xml, err = domainXML(&domainParams{
 		GuestOptions: o, Image: image, Direct: h.directIO(), Addr: g.Addr,
 		MAC: fmt.Sprintf("52:54:00:77:01:%02x", number),
