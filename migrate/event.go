@@ -155,6 +155,8 @@ type Progress struct {
 	// Expected is what a switchover now is expected to cost in downtime; 0
 	// where it is not known.
 	Expected time.Duration
+	// Finish is how long it takes until the switchover can begin.
+	Finish Forecast
 	// Downtime is how long the guest stood still so far.
 	Downtime time.Duration
 }

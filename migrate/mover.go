@@ -19,7 +19,9 @@ type mover struct {
 	report *Reporter
 	disks  []*diskCopy
 	pace   pace
-	past   *history // what the journal said; empty where nothing did
+	// forecast is guarded by the report's lock.
+	forecast forecaster
+	past     *history // what the journal said; empty where nothing did
 
 	mu  sync.Mutex // over the journal's next number
 	seq uint64
@@ -424,8 +426,19 @@ func (v *mover) remaining() (n int64) {
 
 func (v *mover) updateProgress() {
 	disks := make([]DiskProgress, len(v.disks))
+	var left int64
 	for i, d := range v.disks {
 		disks[i] = d.progress()
+		left += disks[i].Remaining
 	}
-	v.report.Update(func(p *Progress) { p.Disks = disks })
+	now := time.Now()
+	v.report.Update(func(p *Progress) {
+		p.Disks = disks
+		if p.Phase == PhaseCopying {
+			v.forecast.observe(now, left)
+			p.Finish = v.forecast.forecast()
+		} else {
+			p.Finish = Forecast{}
+		}
+	})
 }

@@ -44,9 +44,11 @@ const (
 // All methods may be called from several goroutines at once.
 type Cursor interface {
 	// Lease takes up to max bytes of dirty blocks, at least one block, in
-	// ascending order from where the last lease ended. At the end of the
-	// device it returns io.EOF, which ends a pass; the next Lease begins
-	// another. Blocks that are leased are passed over.
+	// ascending order from where the last lease ended. When it has gone over
+	// all of the device it returns io.EOF, which ends a pass; the next Lease
+	// begins another. Blocks that are leased are passed over. A cursor may go
+	// over the device more than once in a pass, to keep blocks for the end
+	// that are likely to be written again.
 	Lease(ctx context.Context, max int64) (*Lease, error)
 	// Ack says that the consumer holds the content of the lease durably: read
 	// after the lease was given, written, and flushed.
@@ -95,7 +97,7 @@ func (l *Lease) Bytes() int64 {
 const DefaultGranularity = 64 << 10
 
 // BlockTracker is the [Tracker] of a device whose writes pass through this
-// program; see [Track]. Its memory is two bits a block and cursor: 4 MiB for a
+// program; see [Track]. Its memory is four bits a block and cursor: 8 MiB for a
 // cursor over 1 TiB at 64 KiB.
 type BlockTracker struct {
 	size  int64
@@ -150,7 +152,9 @@ func (t *BlockTracker) Mark(off, n int64) {
 // NewCursor begins to collect changes; see [Tracker].
 func (t *BlockTracker) NewCursor(_ context.Context, from From) (Cursor, error) {
 	blocks := (t.size + 1<<t.shift - 1) >> t.shift
-	c := &blockCursor{t: t, dirty: newDirtySet(blocks), leased: make([]uint64, (blocks+63)/64), open: map[*Lease]bool{}}
+	words := (blocks + 63) / 64
+	c := &blockCursor{t: t, dirty: newDirtySet(blocks), leased: make([]uint64, words), open: map[*Lease]bool{},
+		before: passSet{words: make([]uint64, words)}, now: passSet{words: make([]uint64, words)}}
 	if from == FromAll && blocks > 0 {
 		c.dirty.markRange(0, blocks-1)
 	}
@@ -185,6 +189,32 @@ type blockCursor struct {
 	hand   int64 // the block at which the next lease begins
 	gen    uint64
 	closed bool
+
+	// A block that was leased in the pass before, and is dirty again, is hot:
+	// it will be written once more, and the later it goes the less often it
+	// goes. So a pass takes the others first.
+	before, now passSet
+	hotOnes     bool // the pass has come to the hot ones
+}
+
+// passSet are the blocks that were leased in a pass.
+type passSet struct {
+	words []uint64
+	used  []int64 // the words that are not zero, so that clearing costs no more
+}
+
+func (p *passSet) add(w int64, set uint64) {
+	if p.words[w] == 0 && set != 0 {
+		p.used = append(p.used, w)
+	}
+	p.words[w] |= set
+}
+
+func (p *passSet) clear() {
+	for _, w := range p.used {
+		p.words[w] = 0
+	}
+	p.used = p.used[:0]
 }
 
 func (c *blockCursor) Lease(ctx context.Context, max int64) (*Lease, error) {
@@ -201,8 +231,33 @@ func (c *blockCursor) Lease(ctx context.Context, max int64) (*Lease, error) {
 		want = 1
 	}
 	l := &Lease{}
+	c.collect(l, want)
+	if len(l.Ranges) == 0 && !c.hotOnes {
+		c.hotOnes, c.hand = true, 0
+		c.collect(l, want)
+	}
+	if len(l.Ranges) == 0 {
+		c.hotOnes, c.hand = false, 0
+		c.before, c.now = c.now, c.before
+		c.now.clear()
+		return nil, io.EOF
+	}
+	c.gen++
+	l.Generation = c.gen
+	c.under += l.Bytes()
+	c.open[l] = true
+	return l, nil
+}
+
+// collect adds up to want dirty blocks, from the hand on, to l.
+func (c *blockCursor) collect(l *Lease, want int64) {
 	for w := c.dirty.next(c.hand >> 6); w >= 0 && want > 0; w = c.dirty.next(w + 1) {
 		mask := ^c.leased[w]
+		if c.hotOnes {
+			mask &= c.before.words[w]
+		} else {
+			mask &^= c.before.words[w]
+		}
 		if w == c.hand>>6 {
 			mask &= ^uint64(0) << (c.hand & 63)
 		}
@@ -212,21 +267,13 @@ func (c *blockCursor) Lease(ctx context.Context, max int64) (*Lease, error) {
 		}
 		got := c.dirty.take(w, mask)
 		c.leased[w] |= got
+		c.now.add(w, got)
 		want -= int64(bits.OnesCount64(got))
 		l.add(c.t, w<<6, got)
 		if got != 0 {
 			c.hand = w<<6 + int64(64-bits.LeadingZeros64(got))
 		}
 	}
-	if len(l.Ranges) == 0 {
-		c.hand = 0
-		return nil, io.EOF
-	}
-	c.gen++
-	l.Generation = c.gen
-	c.under += l.Bytes()
-	c.open[l] = true
-	return l, nil
 }
 
 // add appends the blocks first+i for each bit i of set.

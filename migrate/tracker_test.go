@@ -233,6 +233,34 @@ func TestNoTwoGenerationsUnderWay(t *testing.T) {
 	require.Equal(t, first.Ranges, second.Ranges)
 }
 
+// A block that was leased in the pass before goes last.
+func TestHotBlocksGoLast(t *testing.T) {
+	tr, err := NewBlockTracker(100*512, 512)
+	require.NoError(t, err)
+	ctx := context.Background()
+	c, err := tr.NewCursor(ctx, FromNow)
+	require.NoError(t, err)
+	pass := func(mark ...int64) (order []int64) {
+		for _, i := range mark {
+			tr.Mark(i*512, 1)
+		}
+		for {
+			l, err := c.Lease(ctx, 512)
+			if err == io.EOF {
+				return order
+			}
+			require.NoError(t, err)
+			order = append(order, l.Ranges[0].Off/512)
+			require.NoError(t, c.Ack(l))
+		}
+	}
+	require.Equal(t, []int64{3, 50}, pass(3, 50))
+	require.Equal(t, []int64{20, 60, 3}, pass(3, 20, 60))
+	require.Equal(t, []int64{50, 3, 20}, pass(3, 20, 50))
+	require.Empty(t, pass())
+	require.Equal(t, []int64{3, 20, 50}, pass(3, 20, 50), "what rested is cold again")
+}
+
 func TestTrackerRefusesBadSizes(t *testing.T) {
 	for _, bad := range [][2]int64{{-1, 512}, {1, 100}, {1, 3000}, {1, 128 << 20}} {
 		_, err := NewBlockTracker(bad[0], bad[1])

@@ -112,6 +112,9 @@ func (s *Screen) figures(p migrate.Progress) string {
 	if p.Round > 0 {
 		parts = append(parts, fmt.Sprintf("pass %d", p.Round))
 	}
+	if p.Finish.P50 > 0 && !p.Phase.Ended() {
+		parts = append(parts, fmt.Sprintf("%v to go", p.Finish.P50.Round(time.Second/10)))
+	}
 	if p.Downtime > 0 {
 		parts = append(parts, fmt.Sprintf("downtime %v", p.Downtime.Round(time.Millisecond)))
 	}
