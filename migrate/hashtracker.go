@@ -40,6 +40,7 @@ type HashTracker struct {
 
 	mu      sync.Mutex // serialises changes of cursors, and guards them
 	cursors map[*hashCursor]bool
+	trusted bool
 }
 
 // NewHashTracker makes a tracker for d, which stays the caller's. The
@@ -60,6 +61,46 @@ func (t *HashTracker) Size() int64 { return t.size }
 
 // Granularity is the size of a block.
 func (t *HashTracker) Granularity() int64 { return t.block }
+
+// Trust says that [HashTracker.Mark] is told of every change from now on, so
+// that passes need not read the device: the hashes are kept for the day when
+// what tells of the changes has lost its memory, and [HashTracker.Doubt] is
+// called.
+func (t *HashTracker) Trust() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.trusted = true
+}
+
+// Mark makes n bytes from off dirty for every cursor, without a look at them.
+// What lies outside the device is passed over. A change is marked before Source
+// shows it.
+func (t *HashTracker) Mark(off, n int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for c := range t.cursors {
+		c.inner.t.Mark(off, n)
+	}
+}
+
+// Doubt says that something may have changed that was not marked: the next pass
+// that a cursor begins compares all that is not dirty. Until it does, all of
+// the device counts as dirty.
+func (t *HashTracker) Doubt() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for c := range t.cursors {
+		c.mu.Lock()
+		c.doubt = true
+		c.mu.Unlock()
+	}
+}
+
+func (t *HashTracker) isTrusted() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.trusted
+}
 
 // NewCursor begins to collect changes; see [Tracker]. With [FromNow] it reads
 // the device, and what is written meanwhile may or may not count as seen.
@@ -113,10 +154,13 @@ type hashCursor struct {
 	inner *blockCursor
 
 	turn     chan struct{} // held by who leases
+	begun    bool          // under turn: a pass is under way
+	compares bool          // under turn: this pass does not rely on marks
 	frontier int64         // under turn: the first block that the pass has not compared
 	ahead    int64         // under turn: blocks before the frontier that the pass may lease yet
 
 	mu    sync.Mutex     // before inner's
+	doubt bool           // the next pass compares
 	last  int64          // bytes leased in the last whole pass
 	found int64          // bytes leased in this pass
 	held  blockHashes    // what the consumer has, of blocks that are neither dirty nor leased
@@ -138,15 +182,23 @@ func (c *hashCursor) Lease(ctx context.Context, max int64) (*Lease, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	if err := c.scan(ctx, max/c.t.block); err != nil {
-		return nil, err
+	if !c.begun {
+		trusted := c.t.isTrusted()
+		c.mu.Lock()
+		c.begun, c.compares, c.doubt = true, !trusted || c.doubt, false
+		c.mu.Unlock()
+	}
+	if c.compares {
+		if err := c.scan(ctx, max/c.t.block); err != nil {
+			return nil, err
+		}
 	}
 	l, err := c.inner.Lease(ctx, max)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
 	case err == io.EOF:
-		c.frontier, c.ahead = 0, 0
+		c.begun, c.frontier, c.ahead = false, 0, 0
 		c.last, c.found = c.found, 0
 	case err == nil:
 		c.found += l.Bytes()
@@ -333,9 +385,15 @@ func (c *hashCursor) isOpen(l *Lease) bool {
 }
 
 func (c *hashCursor) Dirty() int64 {
-	known := c.inner.Dirty()
+	known, trusted := c.inner.Dirty(), c.t.isTrusted()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	switch {
+	case c.doubt:
+		return c.t.size - c.inner.Leased()
+	case trusted:
+		return known
+	}
 	return max(known, c.last-c.found)
 }
 

@@ -244,6 +244,38 @@ func TestHashTrackerNeedsItsSource(t *testing.T) {
 	require.Zero(t, c.Leased())
 }
 
+// Where changes are marked, passes do not read; after a doubt one pass of each
+// cursor does, and finds what was not marked.
+func TestHashTrackerTrustsMarks(t *testing.T) {
+	ctx := context.Background()
+	dev := &stuckDevice{Device: sharetest.NewDevice(1 << 20)}
+	tr, err := NewHashTracker(dev, 4096)
+	require.NoError(t, err)
+	tr.Trust()
+	var all [2]*follower
+	for i := range all {
+		c, err := tr.NewCursor(ctx, FromAll)
+		require.NoError(t, err)
+		all[i] = newFollower(t, tr, c)
+		all[i].pass(t, 4096)
+		require.Zero(t, c.Dirty())
+	}
+	write := func(off int64) { require.NoError(t, dev.WriteAt(ctx, []byte{1}, off)) }
+	write(5000)
+	write(9000) // unmarked
+	tr.Mark(5000, 1)
+	require.Equal(t, int64(4096), all[0].pass(t, 4096))
+	require.Zero(t, all[0].pass(t, 4096))
+	tr.Doubt()
+	require.Equal(t, int64(1<<20), all[0].Dirty())
+	require.Equal(t, int64(4096), all[0].pass(t, 4096))
+	require.Zero(t, all[0].Dirty())
+	require.Equal(t, int64(8192), all[1].pass(t, 4096), "the marked one, and the other")
+	dev.err = errors.New("nobody reads")
+	require.Zero(t, all[0].pass(t, 4096))
+	require.Zero(t, all[1].pass(t, 4096))
+}
+
 // A copy made by other means is compared, and only what differs is leased.
 func TestHashTrackerGoesOnWithACopy(t *testing.T) {
 	ctx := context.Background()
