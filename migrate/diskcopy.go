@@ -41,8 +41,8 @@ type diskCopy struct {
 	// because it says so and nothing was written to them.
 	unwritten *blockSet
 
-	sentBytes, zeroBytes, sameBytes atomic.Int64
-	back                            *Base // the ticket that is left in the result
+	takenBytes, sentBytes, zeroBytes, sameBytes atomic.Int64
+	back                                        *Base // the ticket that is left in the result
 	// hurry: the guest stands still, and no throttle counts.
 	hurry atomic.Bool
 }
@@ -140,6 +140,7 @@ func (c *diskCopy) pass(ctx context.Context, progress func()) error {
 			g.Go(func() error { return err })
 			break
 		}
+		c.takenBytes.Add(l.Bytes())
 		g.Go(func() error {
 			if err := c.send(gctx, l); err != nil {
 				return errors.Join(err, c.cursor.Nack(l))

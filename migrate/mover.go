@@ -282,11 +282,11 @@ func (v *mover) prepare(ctx context.Context) (ended, error) {
 // into the allowed downtime.
 func (v *mover) copyRounds(ctx context.Context) error {
 	for {
-		begin, before := time.Now(), v.sent()
+		begin, sent, taken, dirty := time.Now(), v.sent(), v.taken(), v.remaining()
 		if err := v.round(ctx); err != nil {
 			return err
 		}
-		v.pace.roundEnded(v.sent()-before, v.remaining(), time.Since(begin))
+		v.pace.roundEnded(dirty, v.taken()-taken, v.sent()-sent, v.remaining(), time.Since(begin))
 		v.report.Round(v.pace.String(), func(p *Progress) {
 			p.Round, p.Rate, p.DirtyRate, p.Expected = v.pace.rounds, int64(v.pace.rate), int64(v.pace.dirtyRate), v.pace.downtime()
 		})
@@ -413,6 +413,13 @@ func (v *mover) rollBack(ctx context.Context) error {
 func (v *mover) sent() (n int64) {
 	for _, d := range v.disks {
 		n += d.sentBytes.Load()
+	}
+	return n
+}
+
+func (v *mover) taken() (n int64) {
+	for _, d := range v.disks {
+		n += d.takenBytes.Load()
 	}
 	return n
 }

@@ -29,14 +29,17 @@ const weight = 0.5
 // count as getting ahead.
 const shrink = 0.9
 
-func (p *pace) roundEnded(sent, remaining int64, took time.Duration) {
+// roundEnded takes in a round: before was dirty at its begin, taken was leased
+// in it, sent went over, and remaining is dirty now.
+func (p *pace) roundEnded(before, taken, sent, remaining int64, took time.Duration) {
 	p.rounds++
 	seconds := max(took.Seconds(), 1e-6)
 	// A round that moved next to nothing says nothing about the speed.
 	if sent >= ChunkSize || p.rate == 0 {
 		p.rate = average(p.rate, float64(sent)/seconds)
 	}
-	p.dirtyRate = average(p.dirtyRate, float64(remaining)/seconds)
+	// Some of what got dirty went over in the same round.
+	p.dirtyRate = average(p.dirtyRate, float64(max(0, remaining+taken-before))/seconds)
 	if p.rounds == 1 || float64(remaining) < shrink*float64(p.least) {
 		p.stalled = 0
 	} else {
@@ -73,7 +76,7 @@ func (p *pace) downtime() time.Duration {
 }
 
 // explain says in numbers why the copy does not come to an end.
-func (p *pace) explain(allowed time.Duration) error {
+func (p *pace) explain(allowed time.Duration) *NotConvergingError {
 	return &NotConvergingError{Rounds: p.rounds, Remaining: p.remaining, Rate: int64(p.rate), DirtyRate: int64(p.dirtyRate),
 		Predicted: p.downtime(), Allowed: allowed}
 }

@@ -22,6 +22,8 @@ type TrackedDevice struct {
 	target  atomic.Pointer[share.Device]
 	closed  atomic.Bool
 	wedged  atomic.Pointer[error] // the first write that may still land
+	// recorder is called with each write; see Record.
+	recorder atomic.Pointer[func(off, n int64)]
 }
 
 // Track returns d with its writes tracked, in blocks of granularity bytes; see
@@ -89,6 +91,9 @@ func (d *TrackedDevice) write(ctx context.Context, off, n int64, f func(share.De
 	// Before, because a write whose end is never seen must be dirty; after,
 	// because a lease in between may have read the old bytes.
 	d.tracker.Mark(off, n)
+	if r := d.recorder.Load(); r != nil && n > 0 {
+		(*r)(off, n)
+	}
 	err := f(d.Target())
 	d.tracker.Mark(off, n)
 	if errors.Is(err, share.ErrWedged) {
