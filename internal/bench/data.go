@@ -56,7 +56,10 @@ func (d disk) fill(off, n int64, seed uint64) error {
 type onlyReader struct{ io.Reader }
 
 // sameFiles compares two files of size bytes.
-func sameFiles(a, b string, size int64) error {
+func sameFiles(a, b string, size int64) error { return sameStretch(a, b, 0, size) }
+
+// sameStretch compares n bytes of two files from off on.
+func sameStretch(a, b string, off, n int64) error {
 	fa, err := os.Open(a)
 	if err != nil {
 		return err
@@ -68,8 +71,8 @@ func sameFiles(a, b string, size int64) error {
 	}
 	defer fb.Close()
 	pa, pb := make([]byte, 1<<20), make([]byte, 1<<20)
-	for off := int64(0); off < size; off += int64(len(pa)) {
-		n := min(int64(len(pa)), size-off)
+	for end := off + n; off < end; off += int64(len(pa)) {
+		n := min(int64(len(pa)), end-off)
 		if _, err := fa.ReadAt(pa[:n], off); err != nil {
 			return err
 		}
@@ -78,6 +81,16 @@ func sameFiles(a, b string, size int64) error {
 		}
 		if !bytes.Equal(pa[:n], pb[:n]) {
 			return fmt.Errorf("%s and %s differ at about %d", a, b, off)
+		}
+	}
+	return nil
+}
+
+// samePieces compares n bytes of two files at each of count multiples of step.
+func samePieces(a, b string, step, n, count int64) error {
+	for i := range count {
+		if err := sameStretch(a, b, i*step, n); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -70,6 +70,11 @@ type group struct {
 
 var groups = []group{
 	{[]string{"copy", "copy-tls", "bound"}, 6 * time.Minute, (*bench).copyRows},
+	{[]string{"sparse"}, 3 * time.Minute, (*bench).sparseRows},
+	{[]string{"resume"}, 3 * time.Minute, (*bench).resumeRows},
+	{[]string{"compress"}, 3 * time.Minute, (*bench).compressRows},
+	{[]string{"track"}, 2 * time.Minute, (*bench).trackRows},
+	{[]string{"incremental"}, 5 * time.Minute, (*bench).incrementalRows},
 }
 
 func (b *bench) run(ctx context.Context, dir, only, out string) error {

@@ -23,7 +23,7 @@ import (
 
 // child is what the program does when it is its own child.
 func child(part string, config []byte) error {
-	parts := map[string]func(context.Context, []byte) error{"send": send, "receive": receive, "pour": pour, "catch": catch}
+	parts := map[string]func(context.Context, []byte) error{"send": send, "receive": receive, "pour": pour, "catch": catch, "shaped": shaped}
 	f := parts[part]
 	if f == nil {
 		return errors.New("there is no such part")
@@ -210,6 +210,8 @@ func (c *counted) Write(p []byte) (int, error) {
 type receiveConfig struct {
 	Share      string
 	Identities string
+	// Count has the bytes counted that come over the wire.
+	Count bool
 }
 
 // listening is what a server of ours says first.
@@ -253,12 +255,42 @@ func receive(ctx context.Context, text []byte) error {
 		return err
 	}
 	served := make(chan error, 1)
+	var wire atomic.Int64
+	if c.Count {
+		l = &countedListener{l, &wire}
+	}
 	go func() { served <- r.Serve(ctx, l) }()
 	if err := say(listening{l.Addr().String()}); err != nil {
 		return err
 	}
 	_, _ = io.Copy(io.Discard, os.Stdin)
-	return errors.Join(r.Close(), <-served)
+	err = errors.Join(r.Close(), <-served)
+	return errors.Join(err, say(received{wire.Load()}))
+}
+
+// countedListener counts what is read from its connections.
+type countedListener struct {
+	net.Listener
+	n *atomic.Int64
+}
+
+func (l *countedListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &countedReads{conn, l.n}, nil
+}
+
+type countedReads struct {
+	net.Conn
+	n *atomic.Int64
+}
+
+func (c *countedReads) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.n.Add(int64(n))
+	return n, err
 }
 
 // move runs a sender beside a receiver that is up, and returns what it said at
