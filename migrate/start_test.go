@@ -19,8 +19,15 @@ import (
 
 const diskSize = 4 << 20
 
+var seedsFlag = flag.Uint64("seeds", 1000, "number of seeded courses with faults; a tenth of it with -short")
+
 // seeds is how many courses with random faults are tried.
-var seeds = flag.Uint64("seeds", 200, "number of seeded courses with faults")
+func seeds() uint64 {
+	if testing.Short() {
+		return *seedsFlag / 10
+	}
+	return *seedsFlag
+}
 
 // rig is a writer on a tracked disk in memory that can move to a second one.
 type rig struct {
@@ -264,7 +271,7 @@ func TestDoesNotConverge(t *testing.T) {
 // Faults at every call of guest, store and journal, by seed: the guest runs
 // once, with all that was acknowledged, or the job says that it does not know.
 func TestFaultsAtEveryCall(t *testing.T) {
-	for seed := range *seeds {
+	for seed := range seeds() {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			f := migratetest.Seeded(seed, 4, migratetest.Before, migratetest.After, migratetest.Late)
