@@ -13,9 +13,11 @@ import (
 )
 
 // rawFile is an open raw image: bytes of the file are bytes of the disk. It
-// goes through the page cache: a write is durable after fdatasync(2).
+// goes through the page cache, long writes excepted: a write is durable after
+// fdatasync(2).
 type rawFile struct {
 	file *os.File
+	bulk *os.File // for long writes; may be nil
 
 	// lost is the error of the first flush that failed. The kernel may then
 	// have dropped what it could not write, and the next fdatasync would
@@ -40,11 +42,21 @@ func (c *change) openRaw(opts *share.OpenOptions) (share.Device, error) {
 		return nil, err
 	}
 	sizes := share.BlockSizes{Minimum: 1, Preferred: 4096}
-	return c.d.newDevice(&rawFile{file: f}, c.rec, int64(c.rec.Size), sizes, opts.ReadOnly)
+	r := &rawFile{file: f}
+	if !opts.ReadOnly {
+		r.bulk = openBulk(f)
+	}
+	return c.d.newDevice(r, c.rec, int64(c.rec.Size), sizes, opts.ReadOnly)
 }
 
 func (r *rawFile) interrupt() {}
-func (r *rawFile) release()   { _ = r.file.Close() }
+
+func (r *rawFile) release() {
+	if r.bulk != nil {
+		_ = r.bulk.Close()
+	}
+	_ = r.file.Close()
+}
 
 func (r *rawFile) readAt(p []byte, off int64) error {
 	_, err := r.file.ReadAt(p, off)
@@ -55,6 +67,9 @@ func (r *rawFile) readAt(p []byte, off int64) error {
 }
 
 func (r *rawFile) writeAt(p []byte, off int64) error {
+	if done, err := r.writeBulk(p, off); done {
+		return err
+	}
 	_, err := r.file.WriteAt(p, off) // an error if it is short
 	return err
 }
