@@ -9,6 +9,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -32,8 +33,9 @@ type diskCopy struct {
 	bufs   *buffers
 	// sent are the hashes of what was read from the source.
 	sent *hashTree
-	// suspects are the blocks that the destination has from an earlier attempt,
-	// if they are still the same: they are compared before they are sent.
+	// suspects are the blocks that the destination may have from an earlier
+	// attempt: they are compared before they are sent. Where something is known
+	// to have arrived, more has that nobody wrote down.
 	suspects *blockSet
 	// arrived is called with what the destination has durably.
 	arrived func([]Range)
@@ -42,7 +44,8 @@ type diskCopy struct {
 	unwritten *blockSet
 
 	takenBytes, sentBytes, zeroBytes, sameBytes atomic.Int64
-	back                                        *Base // the ticket that is left in the result
+	back                                        *Base        // the ticket that is left in the result
+	told                                        atomic.Int64 // when the figures were brought up to date, in nanoseconds
 	// hurry: the guest stands still, and no throttle counts.
 	hurry atomic.Bool
 }
@@ -87,8 +90,12 @@ func (c *diskCopy) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if size := c.Source.Size(); size > 0 && c.suspects.any(0, size) {
+		c.suspects.add(0, size)
+	}
 	for _, r := range blank {
 		c.unwritten.add(r.Off, r.Len)
+		c.suspects.remove(r.Off, r.Len)
 	}
 	if c.Base != nil {
 		cursor, tree, err := c.Base.take(c.Source.Size(), c.block)
@@ -126,9 +133,14 @@ func (c *diskCopy) proof() string {
 	return c.target.proof()
 }
 
-// pass sends everything that is dirty once. progress is called after each
-// lease.
+// tellEvery is how often the figures are brought up to date: counting what is
+// dirty costs in proportion to the disk.
+const tellEvery = 50 * time.Millisecond
+
+// pass sends everything that is dirty once. progress is called now and then
+// after a lease, and at the end.
 func (c *diskCopy) pass(ctx context.Context, progress func()) error {
+	defer progress()
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(leasesUnderWay)
 	for gctx.Err() == nil {
@@ -145,7 +157,7 @@ func (c *diskCopy) pass(ctx context.Context, progress func()) error {
 			if err := c.send(gctx, l); err != nil {
 				return errors.Join(err, c.cursor.Nack(l))
 			}
-			defer progress()
+			defer c.tell(progress)
 			if c.arrived != nil {
 				c.arrived(l.Ranges)
 			}
@@ -159,6 +171,14 @@ func (c *diskCopy) pass(ctx context.Context, progress func()) error {
 		return fmt.Errorf("disk %s: %w", c.Name, err)
 	}
 	return nil
+}
+
+// tell calls progress unless it did so just before.
+func (c *diskCopy) tell(progress func()) {
+	last, now := c.told.Load(), time.Now().UnixNano()
+	if now-last >= int64(tellEvery) && c.told.CompareAndSwap(last, now) {
+		progress()
+	}
 }
 
 // send brings one lease to the destination. When it returns nil the
