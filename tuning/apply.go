@@ -214,7 +214,7 @@ func (a *applying) scope(ctx context.Context, steps []Step) error {
 	// Taking back must not fail because the caller has gone.
 	back, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 	defer cancel()
-	if undoErr := a.takeBack(back, begun); undoErr != nil {
+	if _, undoErr := a.takeBack(back, begun); undoErr != nil {
 		return fmt.Errorf("%w; %w: %w", err, errNotUndone, undoErr)
 	}
 	return err
@@ -238,7 +238,7 @@ func (a *applying) rank(id string) int {
 
 // takeBack restores what the plan's steps have changed to what was there
 // before, which may be a value of ours from an earlier plan.
-func (a *applying) takeBack(ctx context.Context, steps []Step) error {
+func (a *applying) takeBack(ctx context.Context, steps []Step) ([]Left, error) {
 	var todo []undoing
 	held := a.j.Held()
 	for _, s := range steps {
@@ -247,8 +247,8 @@ func (a *applying) takeBack(ctx context.Context, steps []Step) error {
 			todo = append(todo, undoing{Held: held[i], target: s.From})
 		}
 	}
-	_, err := undo(ctx, a.sys, a.j, todo, a.log)
-	return err
+	out, err := undo(ctx, a.sys, a.j, todo, a.log)
+	return out.Left, err
 }
 
 // write writes a step's value and reads it back. What the kernel made of it is

@@ -119,8 +119,8 @@ func undo(ctx context.Context, sys System, j *Journal, todo []undoing, log *slog
 			errs = append(errs, fmt.Errorf("revert %s to %s: %w", u.Path, quoteIfOdd(u.target), err))
 			continue
 		}
-		log.InfoContext(ctx, "tuning: reverted", "system", sys.Name(), "knob", u.Knob, "object", u.Object, "from", u.Ours, "to", u.target)
 		out.Restored = append(out.Restored, u.Held)
+		log.InfoContext(ctx, "tuning: reverted", "system", sys.Name(), "knob", u.Knob, "object", u.Object, "from", u.Ours, "to", u.target)
 	}
 	return out, errors.Join(errs...)
 }
