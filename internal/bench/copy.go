@@ -72,6 +72,7 @@ func (b *bench) copyRows(ctx context.Context) error {
 		peer("nbdcopy -T2 1 MiB, nbdkit", "nbdkit", nbdcopy("--threads=2", "--connections=2", "--request-size=1048576")),
 		peer("nbdcopy, qemu-nbd", "qemu-nbd", nbdcopy()),
 		peer("nbdcopy 1 MiB, qemu-nbd", "qemu-nbd", nbdcopy("--request-size=1048576")),
+		peer("nbdcopy 1 MiB, "+directNBD, directNBD, nbdcopy("--request-size=1048576")),
 	})
 	if err != nil {
 		return err
@@ -80,8 +81,15 @@ func (b *bench) copyRows(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	list := []contender{ours("vmferry", ""), ours("vmferry, TLS", ids), bound,
-		nbdcopies, peer("qemu-img convert, qemu-nbd", "qemu-nbd", qemuConvert), peer("qemu-img convert, nbdkit", "nbdkit", qemuConvert)}
+	converts, err := b.bestOf(ctx, []contender{
+		peer("qemu-img convert, qemu-nbd", "qemu-nbd", qemuConvert),
+		peer("qemu-img convert, "+directNBD, directNBD, qemuConvert),
+		peer("qemu-img convert, nbdkit", "nbdkit", qemuConvert),
+	})
+	if err != nil {
+		return err
+	}
+	list := []contender{ours("vmferry", ""), ours("vmferry, TLS", ids), bound, nbdcopies, converts}
 	figures, err := inTurn(ctx, b.runs, list)
 	if err != nil {
 		return err

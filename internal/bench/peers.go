@@ -20,6 +20,9 @@ type served struct {
 	uri string
 }
 
+// directNBD is qemu-nbd that writes past the page cache.
+const directNBD = "qemu-nbd --cache=none"
+
 // serveNBD serves a file: on a unix socket, or over TCP on loopback.
 func (b *bench) serveNBD(ctx context.Context, server, path string, tcp, readOnly bool) (*served, error) {
 	socket, port := filepath.Join(b.dir, "nbd-"+strconv.FormatInt(time.Now().UnixNano(), 36)), ""
@@ -47,8 +50,14 @@ func (b *bench) serveNBD(ctx context.Context, server, path string, tcp, readOnly
 			args = append(args, "--readonly")
 		}
 		args = append(args, "file", path)
-	case "qemu-nbd":
-		args = []string{"--format=raw", "--persistent", "--shared=16", "--aio=threads", "--cache=writeback", "--discard=unmap"}
+	case "qemu-nbd", directNBD:
+		args = []string{"--format=raw", "--persistent", "--shared=16", "--discard=unmap"}
+		if server == directNBD && !readOnly { // what is read lies in the cache
+			args = append(args, "--cache=none", "--aio=native")
+		} else {
+			args = append(args, "--cache=writeback", "--aio=threads")
+		}
+		server = "qemu-nbd"
 		if tcp {
 			args = append(args, "--bind=127.0.0.1", "--port="+port)
 		} else {
