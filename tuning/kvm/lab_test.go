@@ -77,12 +77,12 @@ func (r *rig) values(t *testing.T) map[string]string {
 
 const vda = "/sys/block/vda/queue/"
 
-// In a guest with a kernel of its own, on a disk that does 150 requests and
-// 20 MiB a second.
+// In a guest with a kernel of its own, on a disk that does 100 requests and
+// 8 MiB a second.
 func TestGuest(t *testing.T) {
 	r := newRig(t)
 	ctx := testContext(t, 150*time.Second)
-	limit := tuning.DiskLimit{IOPS: 150, BytesPerSecond: 20 << 20}
+	limit := tuning.DiskLimit{IOPS: 100, BytesPerSecond: 8 << 20}
 	_, err := tuning.LimitDisk(ctx, r.dom, "vda", limit)
 	require.NoError(t, err)
 	r.set(t, vda+"read_ahead_kb", "16")
@@ -117,7 +117,7 @@ func measure(t *testing.T, r *rig, before map[string]string) {
 		require.NoError(t, err)
 		require.NotEmpty(t, plan.Steps)
 		began := time.Now()
-		v, err := tuning.Measure(ctx, r.sys, j, plan, &tuning.Fio{Class: tuning.Throughput, File: "/dev/vda", Time: 250 * time.Millisecond, Job: append([]string{"ramp_time=100ms"}, job...)},
+		v, err := tuning.Measure(ctx, r.sys, j, plan, &tuning.Fio{Class: tuning.Throughput, File: "/dev/vda", Time: 300 * time.Millisecond, Job: append([]string{"ramp_time=100ms"}, job...)},
 			&tuning.MeasureOptions{Objective: o, Pairs: 3})
 		require.NoError(t, err)
 		for _, v := range v {
@@ -135,7 +135,7 @@ func measure(t *testing.T, r *rig, before map[string]string) {
 		require.Equal(t, before[vda+"read_ahead_kb"], r.read(t, vda+"read_ahead_kb"), "reverted at once")
 	}
 	for _, v := range [][]tuning.Verdict{
-		run(tuning.Bandwidth, []string{"bs=64k"},
+		run(tuning.Bandwidth, []string{"bs=16k"},
 			tuning.Change{Knob: "block.read-ahead", Value: "512"}, tuning.Change{Knob: "block.max-sectors-kb", Value: "1280"},
 			tuning.Change{Knob: "vm.vfs-cache-pressure", Value: "50"}, tuning.Change{Knob: "net.somaxconn", Value: "8192"}, tuning.Change{Knob: "net.tcp-slow-start-after-idle", Value: "0"}),
 		// Small neighbours, many at a time.
