@@ -154,7 +154,8 @@ func (e *Export) backupXML(since, next string) (backup, check string, err error)
 // endBackup ends the export's backup, if there is one, and returns when it has
 // ended. It corresponds to virDomainAbortJob.
 func (e *Export) endBackup(ctx context.Context) error {
-	for asked := false; ; {
+	asked, pause := false, 2*time.Millisecond
+	for ; ; pause = min(2*pause, 50*time.Millisecond) {
 		owner, err := e.backupOwner(ctx)
 		if err != nil || owner == "" {
 			return err
@@ -169,7 +170,7 @@ func (e *Export) endBackup(ctx context.Context) error {
 			asked = true
 		}
 		select {
-		case <-time.After(2 * time.Millisecond):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return fmt.Errorf("the backup was told to end, and has not yet: the guest %w: %w", share.ErrInUse, context.Cause(ctx))
 		}

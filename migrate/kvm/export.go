@@ -38,6 +38,11 @@ import (
 // grows with what the guest overwrites. While an export is open libvirt refuses
 // to migrate the guest and to copy its disks.
 //
+// Libvirt's own trap: where a guest agent connects or leaves in the very moment
+// in which a backup begins, libvirt waits for that backup's end before it hears
+// of the event, and for the event before it hears of the end; it gives up after
+// 30 s, and so long the next pass or Close waits, if its context lets it.
+//
 // The privilege needed is that of [Host], and to connect to QEMU's NBD server.
 // All methods may be called from several goroutines at once.
 type Export struct {
