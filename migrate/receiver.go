@@ -223,7 +223,7 @@ func (r *Receiver) serve(conn net.Conn) {
 	defer cancel()
 	peer := Peer{Addr: conn.RemoteAddr()}
 	if r.tls != nil {
-		tc := tls.Server(conn, r.tls)
+		tc := tls.Server(wire.NewBatched(conn), r.tls)
 		if err := tc.HandshakeContext(ctx); err != nil {
 			log.Warn("receiver: TLS handshake", "error", err)
 			return

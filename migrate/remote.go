@@ -145,7 +145,7 @@ func (r *Remote) connect(ctx context.Context, hello []byte) (*link, wire.Welcome
 		if err != nil {
 			return fail(err)
 		}
-		tc := tls.Client(conn, config)
+		tc := tls.Client(wire.NewBatched(conn), config)
 		if err := tc.HandshakeContext(ctx); err != nil {
 			return fail(fmt.Errorf("TLS handshake: %w: %w", share.ErrDenied, err))
 		}

@@ -95,8 +95,18 @@ func (h *Header) put(b *[headerSize]byte, payload []byte) {
 }
 
 // Write writes one frame; h.Length is set from the payload. Header and payload
-// go out in one system call where the connection can.
+// go out in one system call where the connection can. Frames are written one
+// after the other; what error there is, is of the whole frame.
 func Write(c net.Conn, h Header, payload []byte) error {
+	b := batchOf(c)
+	if b == nil {
+		return write(c, h, payload)
+	}
+	b.hold()
+	return errors.Join(write(c, h, payload), b.release())
+}
+
+func write(c net.Conn, h Header, payload []byte) error {
 	h.Length = uint32(len(payload))
 	var b [headerSize]byte
 	h.put(&b, payload)
