@@ -81,7 +81,7 @@ func identify(ctx context.Context, sys System) (identity, error) {
 // checkPath refuses what is not absolute and clean.
 func checkPath(path string) error {
 	if !strings.HasPrefix(path, "/") || !fs.ValidPath(path[1:]) && path != "/" || strings.ContainsAny(path, "\n\x00") {
-		return fmt.Errorf("path %s %w; it must be absolute and without . and ..", quote(path), share.ErrInvalid)
+		return fmt.Errorf("path %s %w; it must be absolute, without dots as elements", quote(path), share.ErrInvalid)
 	}
 	return nil
 }
