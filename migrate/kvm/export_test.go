@@ -157,15 +157,20 @@ func (r *rig) nothingOfExports(g *lab.Guest) {
 	require.Empty(r, strings.TrimSpace(list))
 	_, err = h.Virsh(r.ctx(), "backup-dumpxml", g.UUID)
 	require.Error(r, err, "a backup runs")
-	nodes, err := h.Virsh(r.ctx(), "qemu-monitor-command", g.UUID, `{"execute":"query-block"}`)
-	require.NoError(r, err)
-	require.NotContains(r, nodes, "dirty-bitmaps\":[{", "bitmaps")
+	require.False(r, r.hasBitmaps(g))
 	sockets, err := filepath.Glob(filepath.Join(h.OutsidePath(kvm.SocketDir), "vmferry*"))
 	require.NoError(r, err)
 	require.Empty(r, sockets)
 	files, err := os.ReadDir(h.Dir())
 	require.NoError(r, err)
 	require.Len(r, files, len(g.Disks), "scratch files: %v", files)
+}
+
+func (r *rig) hasBitmaps(g *lab.Guest) bool {
+	r.Helper()
+	nodes, err := r.lab.Host(0).Virsh(r.ctx(), "qemu-monitor-command", g.UUID, `{"execute":"query-block"}`)
+	require.NoError(r, err)
+	return strings.Contains(nodes, `"dirty-bitmaps":[{`)
 }
 
 func (r *rig) virsh(args ...string) {
@@ -313,6 +318,16 @@ func TestExportWithoutBitmaps(t *testing.T) {
 		require.NoError(t, c.Close())
 	}
 	r.exportGone(g, e)
+
+	o := r.reach()
+	o.Disks = []string{"vdb"} // raw alone: there is no checkpoint at all
+	e, err = r.guest(0, g).Export(r.ctx(), o)
+	require.NoError(t, err)
+	all = []*copier{r.copier(e.Disk("vdb"), migrate.FromAll)}
+	g.Disks = g.Disks[1:]
+	compare("raw")
+	g.Disks = append([]lab.Disk{{}}, g.Disks...) // whose files are counted
+	r.exportGone(g, e)
 }
 
 // Exports of programs that are dead are removed, those that live are not.
@@ -329,6 +344,16 @@ func TestExportLeftBehind(t *testing.T) {
 	_, err = r.guest(0, g).Export(r.ctx(), r.reach())
 	require.ErrorIs(t, err, share.ErrInUse)
 	r.pass(r.copier(e.Disks()[0], migrate.FromAll))
+	require.True(t, r.hasBitmaps(g))
+	r.exportGone(g, e)
+
+	// Over TCP, with the scratch file elsewhere.
+	e, err = r.guest(0, g).Export(r.ctx(), &kvm.ExportOptions{Address: "127.0.0.1:10811", ScratchDir: kvm.SocketDir,
+		Disks: []string{"vda"}, NBD: &nbd.ClientOptions{DialContext: r.lab.Host(0).Dial}})
+	require.NoError(t, err)
+	c := r.copier(e.Disk("vda"), migrate.FromNow)
+	require.Less(t, r.pass(c), int64(40<<20))
+	require.NoError(t, c.Close())
 	r.exportGone(g, e)
 
 	left, err = kvm.ExportByStranger(r.ctx(), r.guest(0, g), r.reach())
