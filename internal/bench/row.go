@@ -7,7 +7,8 @@ import (
 )
 
 // row is one line of the table, and one object of the JSON list. Ours and Peer
-// are medians.
+// are medians; Ratio is the median of the pairs' ratios, because what else the
+// machine does at a moment slows both of a pair.
 type row struct {
 	Name     string  `json:"name"`
 	Ours     float64 `json:"ours"`
@@ -56,6 +57,13 @@ func newRow(name, unit, peerName string, ours, peer []float64, mark float64, atM
 	r := row{Name: name, Unit: unit, PeerName: peerName, Ours: median(ours), Peer: median(peer), Mark: mark, AtMost: atMost,
 		Runs: len(ours), OursRuns: ours, PeerRuns: peer}
 	r.Ratio = r.Ours / r.Peer
+	if len(ours) == len(peer) {
+		ratios := make([]float64, len(ours))
+		for i := range ours {
+			ratios[i] = ours[i] / peer[i]
+		}
+		r.Ratio = median(ratios)
+	}
 	if mark != 0 {
 		r.Met = r.Ratio >= mark
 		if atMost {

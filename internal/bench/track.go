@@ -19,7 +19,7 @@ import (
 // the writes tracked and a cursor that collects them, and without. Both serve
 // the same file, in short turns: the machine's moods hit both.
 func (b *bench) trackRows(ctx context.Context) error {
-	const size, slice = 1 << 30, 500 * time.Millisecond
+	const size, slice = 1 << 30, 250 * time.Millisecond
 	d, err := b.newDisk(ctx, "tracked", size)
 	if err != nil {
 		return err
@@ -73,7 +73,7 @@ func (b *bench) trackRows(ctx context.Context) error {
 	if _, err := inTurn(ctx, 2, list); err != nil { // warm
 		return err
 	}
-	figures, err := inTurn(ctx, max(30, b.runs), list)
+	figures, err := inTurn(ctx, max(80, b.runs), list)
 	if err != nil {
 		return err
 	}
