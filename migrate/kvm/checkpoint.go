@@ -151,6 +151,9 @@ func (e *Export) backupXML(since, next string) (backup, check string, err error)
 	return backup, check, err
 }
 
+// errNotOurs: the export was taken over, or had ended when another began.
+var errNotOurs = fmt.Errorf("a backup that is not this export's runs: the guest %w; begin another export when it has ended", share.ErrInUse)
+
 // endBackup ends the export's backup, if there is one, and returns when it has
 // ended. It corresponds to virDomainAbortJob.
 func (e *Export) endBackup(ctx context.Context) error {
@@ -161,7 +164,7 @@ func (e *Export) endBackup(ctx context.Context) error {
 			return err
 		}
 		if owner != e.owner {
-			return fmt.Errorf("a backup that is not this export's runs: the guest %w", share.ErrInUse)
+			return errNotOurs
 		}
 		if !asked {
 			if err := e.abort(ctx); err != nil {
@@ -263,6 +266,7 @@ func (e *Export) deleteCheckpoints(ctx context.Context, wanted func(name string)
 			name, err := c.GetName()
 			if err == nil && wanted(name) {
 				if err = c.Delete(0); err != nil {
+					e.opts.Logger.Warn("a checkpoint is deleted without its bitmaps, which are broken, or stay in the images", "guest", e.guest.name, "checkpoint", name, "err", err)
 					err = c.Delete(libvirt.DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
 				}
 			}

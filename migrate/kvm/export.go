@@ -211,7 +211,8 @@ func (e *Export) count(f func(*ExportStats)) {
 }
 
 // Close ends the export: the backup, QEMU's server and its socket, the scratch
-// files, the checkpoints and their bitmaps. Consumers must be done. After an
+// files, the checkpoints and their bitmaps (of a guest that is off by then, the
+// bitmaps stay in the images, which is logged). Consumers must be done. After an
 // error something of it is left, and Close can be called again; a later Export
 // removes it too. A second Close returns nil.
 func (e *Export) Close(ctx context.Context) error {
@@ -230,7 +231,11 @@ func (e *Export) Close(ctx context.Context) error {
 	for _, d := range e.disks {
 		d.view.disconnect()
 	}
-	err := errors.Join(e.endBackup(ctx), e.deleteCheckpoints(ctx, e.owner.owns))
+	err := e.endBackup(ctx)
+	if errors.Is(err, errNotOurs) { // nor is it ours to end
+		err = nil
+	}
+	err = errors.Join(err, e.deleteCheckpoints(ctx, e.owner.owns))
 	e.closed = err == nil
 	return share.WrapError("end the export of", backend, e.guest.name, err)
 }

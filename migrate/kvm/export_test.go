@@ -369,10 +369,16 @@ func TestExportLeftBehind(t *testing.T) {
 	// Whoever was taken over notices.
 	_, err = r.copier(left.Disks()[0], migrate.FromAll).pass(r.ctx())
 	require.ErrorIs(t, err, share.ErrInUse)
+	require.NoError(t, left.Close(r.ctx()), "nothing is its own any more")
 	require.ErrorIs(t, e.Disk("vda").Source().WriteAt(r.ctx(), []byte{1}, 0), share.ErrDenied)
 	r.exportGone(g, e)
 
+	e = r.export(g)
 	r.virsh("destroy", g.UUID)
+	require.NoError(t, e.Close(r.ctx()))
+	list, err := r.lab.Host(0).Virsh(r.ctx(), "checkpoint-list", g.UUID, "--name")
+	require.NoError(t, err)
+	require.Empty(t, strings.TrimSpace(list))
 	_, err = r.guest(0, g).Export(r.ctx(), r.reach())
 	require.ErrorIs(t, err, share.ErrUnavailable)
 }
