@@ -17,7 +17,7 @@ EXEC := $(if $(ROOT),-exec '$(ROOT)')
 
 # Packages without cgo, which must build without it; the race detector runs on
 # those that are ours to race.
-PURE := ./share/... ./migrate ./migrate/nbd ./migrate/migratetest ./examples/quickstart ./examples/whatif
+PURE := ./share/... ./migrate ./migrate/nbd ./migrate/migratetest ./tuning ./tuning/domain ./examples/quickstart ./examples/whatif
 RACE := ./share/... ./migrate ./migrate/nbd
 
 SHELL := /bin/bash
