@@ -42,12 +42,12 @@ quickstart: ## move a disk that is being written; needs nothing but Go
 test: install lint ## run all tests, those of the laboratory included
 	CGO_ENABLED=0 $(GO) build $(PURE)
 	@$(GO) build -o build/testsum ./internal/testsum
-	$(GO) test $(TAGFLAG) -json -p 1 -timeout 30m $(EXEC) ./... | build/testsum
+	$(GO) test $(TAGFLAG) -json -count=1 -p 1 -timeout 30m $(EXEC) ./... | build/testsum
 	@$(MAKE) --no-print-directory race
 
 race: ## run the tests of the pure packages under the race detector
 	@$(GO) build -o build/testsum ./internal/testsum
-	$(GO) test -race -short -json -timeout 20m $(RACE) | build/testsum
+	$(GO) test -race -short -json -count=1 -timeout 20m $(RACE) | build/testsum
 
 unit: ## run the tests that need neither root nor a laboratory
 	$(GO) test $$($(GO) list $(PURE)) . ./internal/testsum
