@@ -17,7 +17,7 @@ var (
 	ErrNotExist error = &kind{"does not exist", fs.ErrNotExist}
 	// ErrExist: the name is taken by something that differs from what was
 	// asked for; a [*MismatchError] says in which field.
-	ErrExist error = &kind{"exists and differs", fs.ErrExist}
+	ErrExist error = &kind{"exists", fs.ErrExist}
 	// ErrInUse: a client, a lock or a job holds the object. It may be free later.
 	ErrInUse error = &kind{"is in use", nil}
 	// ErrUnavailable: the server, host or network does not answer, or cannot
