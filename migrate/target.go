@@ -38,11 +38,6 @@ type target interface {
 // the generation a cursor's leases within one.
 type Stamp struct{ Epoch, Generation uint64 }
 
-// before reports whether s is older than t.
-func (s Stamp) before(t Stamp) bool {
-	return cmp.Or(cmp.Compare(s.Epoch, t.Epoch), cmp.Compare(s.Generation, t.Generation)) < 0
-}
-
 // deviceTarget is the target that is a device open in this program. The
 // receiver uses it for the disks that it receives, too.
 type deviceTarget struct {

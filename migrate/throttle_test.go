@@ -12,6 +12,12 @@ import (
 	"github.com/vmferry/vmferry/share/sharetest"
 )
 
+// untilCopying waits until the job copies.
+func untilCopying(t *testing.T, job *migrate.Job) {
+	t.Helper()
+	require.Eventually(t, func() bool { return job.Progress().Phase == migrate.PhaseCopying }, 10*time.Second, time.Millisecond)
+}
+
 // A held move stands still and the guest writes; released, it gets done.
 func TestHoldAndRelease(t *testing.T) {
 	throttle, err := migrate.NewThrottle(0)
@@ -20,7 +26,7 @@ func TestHoldAndRelease(t *testing.T) {
 	r := newRig(t, 1, nil)
 	r.write()
 	job := r.start(&migrate.Options{Throttle: throttle})
-	require.Eventually(t, func() bool { return job.Progress().Phase == migrate.PhaseCopying }, 10*time.Second, time.Millisecond)
+	untilCopying(t, job)
 	r.stillWrites()
 	require.Zero(t, job.Progress().Sent())
 	throttle.Release()
@@ -39,7 +45,7 @@ func TestLimitChanges(t *testing.T) {
 	r := newRig(t, 1, nil)
 	r.write()
 	job := r.start(&migrate.Options{Throttle: throttle})
-	require.Eventually(t, func() bool { return job.Progress().Phase == migrate.PhaseCopying }, 10*time.Second, time.Millisecond)
+	untilCopying(t, job)
 	r.stillWrites()
 	time.Sleep(200 * time.Millisecond)
 	require.Less(t, job.Progress().Sent(), int64(100_000), "the limit does not hold")
@@ -58,7 +64,7 @@ func TestCancelWhileHeld(t *testing.T) {
 	r := newRig(t, 1, nil)
 	r.write()
 	job := r.start(&migrate.Options{Throttle: throttle})
-	require.Eventually(t, func() bool { return job.Progress().Phase == migrate.PhaseCopying }, 10*time.Second, time.Millisecond)
+	untilCopying(t, job)
 	job.Cancel()
 	_, err = r.wait(job)
 	require.ErrorIs(t, err, migrate.ErrCancelled)

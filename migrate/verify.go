@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -70,7 +71,7 @@ func compare(ctx context.Context, a, b target, size, block int64) ([]Range, erro
 		near, err := a.hashes(ctx, r)
 		other := <-far
 		if err != nil || other.err != nil {
-			return nil, fmt.Errorf("hashes at %d: %w", off, firstError(err, other.err))
+			return nil, fmt.Errorf("hashes at %d: %w", off, cmp.Or(err, other.err))
 		}
 		for i := range near {
 			if near[i] == other.leaves[i] {
@@ -85,13 +86,6 @@ func compare(ctx context.Context, a, b target, size, block int64) ([]Range, erro
 		}
 	}
 	return out, nil
-}
-
-func firstError(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 // Receipt says what a move brought where, so that it can be stored and checked
